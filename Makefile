@@ -1,0 +1,43 @@
+# Every command a contributor needs. `make` alone prints this list; plain pip and python, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+TEST_ARGS ?= -n 2
+
+.PHONY: help demo test lint types clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps, so that a second run does not ask pip again unless the packaging changed.
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[test]'
+	@touch $@
+
+demo: $(VENV)/.runtime  ## install the runtime alone and screen the sample pictures
+	@# 1 and 3 are verdicts (some unsafe, some uncertain); only 2 means that screening failed.
+	@$(BIN)/edgejudge screen models/nano/samples --policy stickers; code=$$?; \
+	case $$code in 0|1|3) ;; *) exit $$code ;; esac
+
+test: $(VENV)/.test  ## all tests, in an environment with the export tools
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(VENV)/.test  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test  ## mypy strict over a tree where the four folders nest the way they import
+	rm -rf build/types && mkdir -p build/types/edgejudge
+	ln -s $(CURDIR)/edgejudge/* $(CURDIR)/export $(CURDIR)/models $(CURDIR)/runtime build/types/edgejudge/
+	$(BIN)/mypy
+
+clean:  ## remove what the other targets made
+	rm -rf build dist *.egg-info .venv .venv-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find edgejudge export models runtime tests -name __pycache__ -type d -prune -exec rm -rf {} +

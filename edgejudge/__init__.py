@@ -1,0 +1,53 @@
+"""edgejudge: an image judge that runs on the device.
+
+Gives `Judge`, `Policy`, `Verdict` and the errors; each is imported when first asked for, so that
+`import edgejudge` itself costs next to nothing. Knows nothing of models or graphs.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# In a checkout export/, models/ and runtime/ sit beside this folder; in a wheel they sit inside it.
+if not Path(__path__[0], "export").exists():
+    __path__.append(str(Path(__path__[0]).parent))
+
+if TYPE_CHECKING:
+    from edgejudge.errors import (
+        BundleError,
+        EdgeJudgeError,
+        ExportError,
+        InputError,
+        PolicyError,
+        ProviderError,
+    )
+    from edgejudge.judge import Judge
+    from edgejudge.policy import Policy
+    from edgejudge.verdict import Verdict
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BundleError",
+    "EdgeJudgeError",
+    "ExportError",
+    "InputError",
+    "Judge",
+    "Policy",
+    "PolicyError",
+    "ProviderError",
+    "Verdict",
+    "__version__",
+]
+
+_HOMES = {"Judge": "edgejudge.judge", "Policy": "edgejudge.policy", "Verdict": "edgejudge.verdict"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgejudge' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "edgejudge.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
