@@ -1,0 +1,291 @@
+"""An exported folder: its manifest and checked paths to its files.
+
+Takes a folder and, to guard against tampering, the fingerprint it must have; gives a `Bundle`. A
+file is hashed when it is first used; a stamp outside the bundle (inode, size, time) saves the next
+process from hashing it again. Knows nothing of models, graphs or engines.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from edgejudge.errors import BundleError
+from edgejudge.manifest import (
+    SCHEMA_VERSION,
+    CanaryRecord,
+    CompiledCondition,
+    CompiledPolicy,
+    CompiledRule,
+    ConceptRecord,
+    EmbeddingsRecord,
+    FidelityRecord,
+    FileRecord,
+    GoldenRecord,
+    GraphRecord,
+    KvRecord,
+    LabelMassRecord,
+    Manifest,
+    PartRecord,
+    PolicyRecord,
+    PromptRecord,
+    QuantRecord,
+    RuleRecord,
+    TensorRecord,
+    TokensRecord,
+    from_json,
+    to_json,
+)
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "CanaryRecord",
+    "CompiledCondition",
+    "CompiledPolicy",
+    "CompiledRule",
+    "ConceptRecord",
+    "EmbeddingsRecord",
+    "FidelityRecord",
+    "FileRecord",
+    "GoldenRecord",
+    "GraphRecord",
+    "KvRecord",
+    "LabelMassRecord",
+    "Manifest",
+    "PartRecord",
+    "PolicyRecord",
+    "PromptRecord",
+    "QuantRecord",
+    "RuleRecord",
+    "TensorRecord",
+    "TokensRecord",
+    "cache_folder",
+    "from_json",
+    "is_flat_name",
+    "read_manifest",
+    "sha256_of_file",
+    "to_json",
+]
+
+MANIFEST_NAME = "bundle.json"
+_FLAT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MAX_MANIFEST_BYTES = 64 << 20
+
+
+def cache_folder() -> Path:
+    """Where this user's caches go; EDGEJUDGE_CACHE overrides the platform's place."""
+    if override := os.environ.get("EDGEJUDGE_CACHE"):
+        return Path(override)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "edgejudge"
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_flat_name(name: str) -> bool:
+    """A plain file name: no folder, no `..`, no drive, nothing hidden."""
+    return _FLAT_NAME.fullmatch(name) is not None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the folder `path`, checked against its own canonical form and hash."""
+    file = path / MANIFEST_NAME
+    try:
+        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise BundleError(f"{file}: larger than a manifest can be; export the bundle again")
+        data = file.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{path} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
+            "make one with `edgejudge export`"
+        ) from None
+    try:
+        value: Any = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{file}: not valid JSON ({error}); export the bundle again") from None
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{file}: schema version {version}, this edgejudge reads {SCHEMA_VERSION}; "
+            "export the bundle again"
+        )
+    manifest = from_json(Manifest, value, MANIFEST_NAME)
+    try:
+        canonical, signed = manifest.canonical(), manifest.signed()
+    except ValueError as error:
+        raise BundleError(f"{file}: {error}; export the bundle again") from None
+    if canonical != data:
+        raise BundleError(f"{file}: not in canonical form, so it was edited; export it again")
+    if signed.sha256 != manifest.sha256:
+        raise BundleError(
+            f"{file}: its sha256 is {signed.sha256}, it claims {manifest.sha256}; "
+            "it is damaged, export the bundle again"
+        )
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle. `path` is absolute; nothing but the manifest has been read yet."""
+
+    path: Path
+    manifest: Manifest
+    _files: dict[str, FileRecord] = field(repr=False)
+    _checked: set[str] = field(repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        fingerprint: str | None = None,
+        verify: bool = False,
+        unsealed: bool = False,
+    ) -> Self:
+        """`verify` hashes every file now; `unsealed` admits an export that fidelity has not seen.
+
+        `fingerprint` is the sha256 in the manifest; give it to pin the bundle itself.
+        """
+        folder = Path(path).resolve()
+        manifest = read_manifest(folder)
+        if fingerprint is not None and fingerprint != manifest.sha256:
+            raise BundleError(
+                f"{folder}: fingerprint is {manifest.sha256}, expected {fingerprint}; "
+                "this is another bundle than the one you pinned"
+            )
+        if manifest.fidelity is None and not unsealed:
+            raise BundleError(
+                f"{folder}: not sealed, its verdicts were never compared with the reference; "
+                "finish it with `edgejudge export`"
+            )
+        for record in manifest.files:
+            if not is_flat_name(record.name) or record.name == MANIFEST_NAME:
+                raise BundleError(f"{folder}: file name {record.name!r} does not stay inside it")
+        bundle = cls(folder, manifest, {f.name: f for f in manifest.files}, set())
+        for graph in manifest.graphs:
+            for name in (graph.file, *graph.weight_files):
+                bundle._record(name)
+        if verify:
+            for name in bundle._files:
+                bundle._locate(name)
+                bundle._hash(name)
+        return bundle
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.sha256
+
+    @property
+    def sealed(self) -> bool:
+        return self.manifest.fidelity is not None
+
+    def graph(self, target: str, stage: str, part: int | None = None) -> GraphRecord:
+        for record in self.manifest.graphs:
+            if (record.target, record.stage, record.part) == (target, stage, part):
+                return record
+        held = ", ".join(sorted({f"{g.target} {g.stage}" for g in self.manifest.graphs}))
+        wanted = f"{target} {stage}" + ("" if part is None else f" part {part}")
+        raise BundleError(f"{self.path}: has no graph for {wanted}, only: {held}")
+
+    def graph_file(self, graph: GraphRecord) -> Path:
+        """The path of a graph, after its weight files were checked too: the engine opens them."""
+        for name in graph.weight_files:
+            self.file(name)
+        return self.file(graph.file)
+
+    def file(self, name: str) -> Path:
+        """The checked path of a file that the manifest lists."""
+        path = self._locate(name)
+        if name in self._checked:
+            return path
+        stamps = _Stamps(self.fingerprint)
+        if not stamps.holds(path):
+            self._hash(name)
+            stamps.put(path)
+        self._checked.add(name)
+        return path
+
+    def _record(self, name: str) -> FileRecord:
+        if not is_flat_name(name):
+            raise BundleError(f"{self.path}: file name {name!r} does not stay inside the bundle")
+        if name not in self._files:
+            raise BundleError(f"{self.path}: {name!r} is not listed in {MANIFEST_NAME}")
+        return self._files[name]
+
+    def _locate(self, name: str) -> Path:
+        record = self._record(name)
+        path = self.path / name
+        try:
+            real = path.resolve(strict=True)
+            size = real.stat().st_size
+        except OSError as error:
+            raise BundleError(
+                f"{path}: cannot be read ({error.strerror}); copy or export the bundle again"
+            ) from None
+        if real.parent != self.path or not real.is_file():
+            raise BundleError(f"{path}: leads out of the bundle; put the file itself there")
+        if size != record.bytes:
+            raise BundleError(
+                f"{path}: {size} bytes, expected {record.bytes}; "
+                "it is damaged, copy or export the bundle again"
+            )
+        return path
+
+    def _hash(self, name: str) -> None:
+        path = self.path / name
+        try:
+            found = sha256_of_file(path)
+        except OSError as error:
+            raise BundleError(
+                f"{path}: cannot be read ({error.strerror}); check its permissions"
+            ) from None
+        if found != self._files[name].sha256:
+            raise BundleError(
+                f"{path}: its sha256 is not the one in {MANIFEST_NAME}; "
+                "it is damaged, copy or export the bundle again"
+            )
+
+
+class _Stamps:
+    """Which files of one bundle were hashed before: path -> [device, inode, size, time].
+
+    Only a shortcut: whatever goes wrong with the stamp file means hashing once more.
+    """
+
+    def __init__(self, fingerprint: str) -> None:
+        self._file = cache_folder() / "stamps" / f"{fingerprint}.json"
+        self._stamps: dict[str, list[int]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            value = json.loads(self._file.read_bytes())
+            if isinstance(value, dict):
+                self._stamps = value
+
+    @staticmethod
+    def _stamp(path: Path) -> list[int]:
+        stat = path.stat()
+        return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+    def holds(self, path: Path) -> bool:
+        return self._stamps.get(str(path)) == self._stamp(path)
+
+    def put(self, path: Path) -> None:
+        self._stamps[str(path)] = self._stamp(path)
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._file.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(self._stamps))
+            partial.replace(self._file)
