@@ -1,8 +1,8 @@
 """Policies: what to judge, read from YAML and checked against the schema before anything runs.
 
-Takes a built-in name, a file, or YAML text; gives a frozen `Policy` with a canonical hash. A rule is
-broken when all its conditions hold; the alternatives inside one condition are OR. Knows nothing of
-bundles, tokens or thresholds that were calibrated elsewhere. YAML is imported only to parse.
+Takes a built-in name, a file, or YAML text; gives a frozen `Policy` with a canonical hash. A rule
+is broken when all its conditions hold; the alternatives inside one condition are OR. Knows nothing
+of bundles, tokens or thresholds that were calibrated elsewhere. YAML is imported only to parse.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A named, versioned list of rules. Equal content has an equal `hash`, however it was laid out."""
+    """A named, versioned list of rules. Equal content has an equal `hash`, whatever its layout."""
 
     name: str
     version: str
