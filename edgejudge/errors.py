@@ -35,7 +35,7 @@ class PolicyError(EdgeJudgeError):
 
 
 class InputError(EdgeJudgeError):
-    """An input cannot be judged. `code` is stable and meant for programs, the message for people."""
+    """An input cannot be judged. `code` is meant for programs, the message for people."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -225,9 +225,13 @@ class RuleRecord:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRecord:
+    """`sha256` is of the canonical content; `source_sha256` of the YAML it was read from, so that
+    a built-in policy can be matched with its compiled form without parsing YAML."""
+
     name: str
     version: str
     sha256: str
+    source_sha256: str
     rules: tuple[RuleRecord, ...]
 
 
@@ -257,6 +261,7 @@ class CompiledPolicy:
     name: str
     version: str
     sha256: str
+    source_sha256: str
     mask: str
     positions: str
     rules: tuple[CompiledRule, ...]
