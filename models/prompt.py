@@ -1,0 +1,53 @@
+"""Prompts as token ids: the shared prefix with its image tokens, and the branches behind it.
+
+Takes a bundle's PromptRecord, and a tokenizer only for text that was not compiled. Gives lists of
+ids. Knows no family: a family's strings are already ids in the record.
+"""
+
+from collections.abc import Callable
+
+from edgejudge.bundle import PromptRecord
+from edgejudge.models.tokenizer import Tokenizer
+
+__all__ = ["Prompts"]
+
+
+class Prompts:
+    """`tokenizer` is called when text has to be encoded for the first time."""
+
+    def __init__(
+        self, record: PromptRecord, image_token_id: int, tokenizer: Callable[[], Tokenizer]
+    ) -> None:
+        self.record = record
+        self.image_token_id = image_token_id
+        self._make_tokenizer = tokenizer
+        self._tokenizer: Tokenizer | None = None
+
+    def prefix_ids(self, rows: int, cols: int) -> list[int]:
+        """Everything before the question, for a picture of rows x cols tiles; 0 x 0 is one view."""
+        record = self.record
+        view = [self.image_token_id] * record.visual_tokens
+        ids = list(record.head)
+        for row in range(rows):
+            for col in range(cols):
+                ids += [record.fence, record.tile_tokens[row][col], *view]
+            ids += record.row_break if row + 1 < rows else record.last_break
+        return [*ids, record.fence, record.global_view, *view, record.fence]
+
+    def branch_ids(self, condition: str) -> list[int]:
+        """One question's tokens behind a prefix, up to where the answer token is read."""
+        return [*self._encode(self.question(condition)), *self.record.tail]
+
+    def blind_ids(self, condition: str) -> list[int]:
+        """The whole prompt of the same question without any image."""
+        text = self.record.blind_text + self.question(condition)
+        return [*self.record.blind_head, *self._encode(text), *self.record.tail]
+
+    def question(self, condition: str) -> str:
+        # Not str.format: a condition with braces is text.
+        return self.record.question_template.replace("{condition}", condition)
+
+    def _encode(self, text: str) -> list[int]:
+        if self._tokenizer is None:
+            self._tokenizer = self._make_tokenizer()
+        return self._tokenizer.encode(text)

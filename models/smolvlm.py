@@ -1,0 +1,276 @@
+"""SmolVLM: a SigLIP vision tower, a pixel shuffle, a Llama text model.
+
+Takes a checkpoint's config and tokenizer; gives its spec and prompt pieces, and the forward pass
+over the op vocabulary, written once for every backend. Knows no backend and no checkpoint reader.
+"""
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.bundle import PromptRecord, TokensRecord
+from edgejudge.errors import ExportError
+from edgejudge.models.hf_config import HfConfig
+from edgejudge.models.image import ImageSpec
+from edgejudge.models.ops import Ops
+from edgejudge.models.spec import ModelSpec, TextSpec, VisionSpec
+from edgejudge.models.tokenizer import Tokenizer
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "EMBEDDINGS",
+    "FAMILY",
+    "HEAD",
+    "LEAD_IN",
+    "decoder",
+    "head",
+    "position_rows",
+    "prompt_record",
+    "read_spec",
+    "tokens_record",
+    "vision",
+    "weight_names",
+]
+
+FAMILY = "smolvlm"
+DEFAULT_TEMPLATE = "Is the following visible in this image: {condition}? Answer Yes or No."
+LEAD_IN = "\nAssistant:"  # the text that an answer follows
+
+_VISION = "model.vision_model"
+_TEXT = "model.text_model"
+_CONNECTOR = "model.connector.modality_projection.proj.weight"
+EMBEDDINGS = f"{_TEXT}.embed_tokens.weight"
+HEAD = "lm_head.weight"
+_HF_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "silu": "silu"}
+
+V = TypeVar("V")
+
+# --- spec ----------------------------------------------------------------------------------------
+
+
+def read_spec(config: HfConfig) -> ModelSpec:
+    """From config.json as transformers 4 or 5 writes it; absent keys have the defaults it gives."""
+    config.expect("model_type", FAMILY)
+    spec = ModelSpec(
+        FAMILY,
+        _read_vision(config.section("vision_config")),
+        _read_text(config.section("text_config"), config.read(bool, "tie_word_embeddings", False)),
+        config.read(int, "scale_factor", 2),
+    )
+    if spec.vision.grid % spec.scale_factor:
+        raise ExportError(
+            f"{config.where}: 'scale_factor' {spec.scale_factor} does not divide the grid of "
+            f"{spec.vision.grid} patches"
+        )
+    return spec
+
+
+def _read_vision(config: HfConfig) -> VisionSpec:
+    config.expect("model_type", "smolvlm_vision", None)
+    config.expect("num_channels", 3, None)
+    config.expect("hidden_act", *_HF_ACTIVATIONS, None)
+    return VisionSpec(
+        hidden=config.read(int, "hidden_size", 1152),
+        layers=config.read(int, "num_hidden_layers", 12),
+        heads=config.read(int, "num_attention_heads", 16),
+        intermediate=config.read(int, "intermediate_size", 3072),
+        image_size=config.read(int, "image_size", 224),
+        patch_size=config.read(int, "patch_size", 32),
+        eps=config.read(float, "layer_norm_eps", 1e-6),
+        activation=_HF_ACTIVATIONS[config.read(str, "hidden_act", "gelu_pytorch_tanh")],
+    )
+
+
+def _read_text(config: HfConfig, tied: bool) -> TextSpec:
+    config.expect("model_type", "llama")
+    config.expect("hidden_act", *_HF_ACTIVATIONS, None)
+    for key in ("attention_bias", "mlp_bias"):
+        config.expect(key, False, None)
+    config.expect("pretraining_tp", 1, None)
+    config.expect("rope_scaling", None)
+    theta = config.read(float, "rope_theta", 10_000.0)
+    if config.value.get("rope_parameters") is not None:
+        rope = config.section("rope_parameters")
+        rope.expect("rope_type", "default", None)
+        rope.expect("partial_rotary_factor", 1.0, None)
+        theta = rope.read(float, "rope_theta", theta)
+    hidden = config.read(int, "hidden_size", 4096)
+    heads = config.read(int, "num_attention_heads", 32)
+    return TextSpec(
+        hidden=hidden,
+        layers=config.read(int, "num_hidden_layers", 32),
+        heads=heads,
+        kv_heads=config.read(int, "num_key_value_heads", heads),
+        head_dim=config.read(int, "head_dim", hidden // heads),
+        intermediate=config.read(int, "intermediate_size", 11008),
+        vocab=config.read(int, "vocab_size", 32000),
+        eps=config.read(float, "rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        activation=_HF_ACTIVATIONS[config.read(str, "hidden_act", "silu")],
+        tie_word_embeddings=tied,
+        max_positions=config.read(int, "max_position_embeddings", 2048),
+    )
+
+
+# --- forward pass --------------------------------------------------------------------------------
+
+
+def position_rows(grid: int) -> NDArray[np.int64]:
+    """Rows of the position table for the patches of a full view, in float32 as the family does.
+
+    Not always 0, 1, 2, ...: on some grids (19, 25, 29, ...) a rounded fraction falls in the bucket
+    before, and the reference computes with that.
+    """
+    fractions = np.arange(grid, dtype=np.float32) * (np.float32(1.0) / np.float32(grid))
+    fractions = np.minimum(fractions, np.float32(1.0 - 1e-6))
+    bucket = np.searchsorted(_boundaries(grid), fractions, side="right")
+    rows: NDArray[np.int64] = (bucket[:, None] * grid + bucket[None, :]).reshape(-1)
+    return rows.astype(np.int64)
+
+
+def _boundaries(grid: int) -> NDArray[np.float32]:
+    """torch.arange(1 / grid, 1, 1 / grid) as torch rounds it, whatever machine exports.
+
+    Its loop takes two blocks of eight at a time, each counted from a start rounded to float32; the
+    rest is counted one by one in float64. The last bit decides some buckets.
+    """
+    step = 1 / grid
+    index = np.arange(int(np.ceil((1.0 - step) / step)))
+    start = index // 8 * 8
+    blocks = (step + start * step).astype(np.float32) + (index - start) * step  # in float64
+    blocked = index < len(index) // 16 * 16
+    return np.where(blocked, blocks, step + index * step).astype(np.float32)
+
+
+def vision(ops: Ops[V], spec: ModelSpec, pixels: V) -> V:
+    """pixels [V, 3, S, S] -> visual tokens [V, n, D] in the text model's width."""
+    tower, grid = spec.vision, spec.vision.grid
+    stem = f"{_VISION}.embeddings"
+    patches = ops.patchify(pixels, grid, tower.patch_size)
+    x = ops.linear(patches, f"{stem}.patch_embedding.weight", f"{stem}.patch_embedding.bias")
+    x = ops.add(x, ops.table(f"{stem}.position_embedding.weight", position_rows(grid)))
+    for layer in range(tower.layers):
+        at = f"{_VISION}.encoder.layers.{layer}"
+        y = ops.layer_norm(x, f"{at}.layer_norm1.weight", f"{at}.layer_norm1.bias", tower.eps)
+        q, k, v = (
+            ops.linear(y, f"{at}.self_attn.{n}_proj.weight", f"{at}.self_attn.{n}_proj.bias")
+            for n in "qkv"
+        )
+        y = ops.full_attention(q, k, v, tower.heads, tower.head_dim**-0.5)
+        out = f"{at}.self_attn.out_proj"
+        x = ops.add(x, ops.linear(y, f"{out}.weight", f"{out}.bias"))
+        y = ops.layer_norm(x, f"{at}.layer_norm2.weight", f"{at}.layer_norm2.bias", tower.eps)
+        y = ops.linear(y, f"{at}.mlp.fc1.weight", f"{at}.mlp.fc1.bias")
+        y = ops.activation(y, tower.activation)
+        x = ops.add(x, ops.linear(y, f"{at}.mlp.fc2.weight", f"{at}.mlp.fc2.bias"))
+    post = f"{_VISION}.post_layernorm"
+    x = ops.layer_norm(x, f"{post}.weight", f"{post}.bias", tower.eps)
+    return ops.linear(ops.pixel_shuffle(x, grid, spec.scale_factor), _CONNECTOR)
+
+
+def decoder(ops: Ops[V], spec: ModelSpec, hidden: V, layers: range) -> V:
+    """hidden [1, S, D] through these layers of the text model."""
+    text = spec.text
+    x = hidden
+    for layer in layers:
+        at = f"{_TEXT}.layers.{layer}"
+        y = ops.rms_norm(x, f"{at}.input_layernorm.weight", text.eps)
+        q, k, v = (ops.linear(y, f"{at}.self_attn.{n}_proj.weight") for n in "qkv")
+        q = ops.rope(q, text.heads, text.head_dim, text.rope_theta)
+        k = ops.rope(k, text.kv_heads, text.head_dim, text.rope_theta)
+        y = ops.cached_attention(q, k, v, layer, text.heads, text.kv_heads, text.head_dim**-0.5)
+        x = ops.add(x, ops.linear(y, f"{at}.self_attn.o_proj.weight"))
+        y = ops.rms_norm(x, f"{at}.post_attention_layernorm.weight", text.eps)
+        gate = ops.activation(ops.linear(y, f"{at}.mlp.gate_proj.weight"), text.activation)
+        y = ops.mul(gate, ops.linear(y, f"{at}.mlp.up_proj.weight"))
+        x = ops.add(x, ops.linear(y, f"{at}.mlp.down_proj.weight"))
+    return x
+
+
+def head(ops: Ops[V], spec: ModelSpec, hidden: V, rows: tuple[int, ...] | None = None) -> V:
+    """hidden [N, D] before the final norm -> logits [N, vocab], or those of `rows` alone."""
+    x = ops.rms_norm(hidden, f"{_TEXT}.norm.weight", spec.text.eps)
+    return ops.linear(x, HEAD, None, rows)
+
+
+def weight_names(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every weight the forward pass asks for, with the shape it must have."""
+    vis, text = spec.vision, spec.text
+    d, stem = vis.hidden, f"{_VISION}.embeddings"
+    yield f"{stem}.patch_embedding.weight", (d, 3, vis.patch_size, vis.patch_size)
+    yield f"{stem}.patch_embedding.bias", (d,)
+    yield f"{stem}.position_embedding.weight", (vis.grid**2, d)
+    norms = [f"{_VISION}.post_layernorm"]
+    linears = []
+    for layer in range(vis.layers):
+        at = f"{_VISION}.encoder.layers.{layer}"
+        norms += [f"{at}.layer_norm1", f"{at}.layer_norm2"]
+        linears += [(f"{at}.self_attn.{n}_proj", d, d) for n in ("q", "k", "v", "out")]
+        linears += [
+            (f"{at}.mlp.fc1", vis.intermediate, d),
+            (f"{at}.mlp.fc2", d, vis.intermediate),
+        ]
+    for name in norms:
+        yield f"{name}.weight", (d,)
+        yield f"{name}.bias", (d,)
+    for name, out, inner in linears:
+        yield f"{name}.weight", (out, inner)
+        yield f"{name}.bias", (out,)
+    yield _CONNECTOR, (text.hidden, d * spec.scale_factor**2)
+    q, kv = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    for layer in range(text.layers):
+        at = f"{_TEXT}.layers.{layer}"
+        yield f"{at}.input_layernorm.weight", (text.hidden,)
+        yield f"{at}.post_attention_layernorm.weight", (text.hidden,)
+        yield f"{at}.self_attn.q_proj.weight", (q, text.hidden)
+        yield f"{at}.self_attn.k_proj.weight", (kv, text.hidden)
+        yield f"{at}.self_attn.v_proj.weight", (kv, text.hidden)
+        yield f"{at}.self_attn.o_proj.weight", (text.hidden, q)
+        for name in ("gate", "up"):
+            yield f"{at}.mlp.{name}_proj.weight", (text.intermediate, text.hidden)
+        yield f"{at}.mlp.down_proj.weight", (text.hidden, text.intermediate)
+    yield f"{_TEXT}.norm.weight", (text.hidden,)
+    yield EMBEDDINGS, (text.vocab, text.hidden)
+    yield HEAD, (text.vocab, text.hidden)
+
+
+# --- prompt --------------------------------------------------------------------------------------
+
+
+def prompt_record(
+    tokenizer: Tokenizer, spec: ModelSpec, image: ImageSpec, template: str
+) -> PromptRecord:
+    """The chat format in ids: `<|im_start|>User:` image question `<end_of_utterance>` LEAD_IN."""
+    start = tokenizer.special("<|im_start|>")
+    grid = range(1, image.max_grid + 1)
+    return PromptRecord(
+        question_template=template,
+        head=(start, *tokenizer.encode("User:")),
+        fence=tokenizer.special("<fake_token_around_image>"),
+        global_view=tokenizer.special("<global-img>"),
+        tile_tokens=tuple(
+            tuple(tokenizer.special(f"<row_{row}_col_{col}>") for col in grid) for row in grid
+        ),
+        row_break=tuple(tokenizer.encode("\n")),
+        # The last row's own break and the one before the global view: one text, maybe one token.
+        last_break=tuple(tokenizer.encode("\n\n")),
+        visual_tokens=spec.visual_tokens,
+        tail=(tokenizer.special("<end_of_utterance>"), *tokenizer.encode(LEAD_IN)),
+        blind_head=(start,),
+        blind_text="User: ",
+    )
+
+
+def tokens_record(tokenizer: Tokenizer, config: HfConfig) -> TokensRecord:
+    end = tokenizer.special("<end_of_utterance>")
+    image = tokenizer.special("<image>")
+    configured = config.read(int, "image_token_id", image)
+    if configured != image:
+        raise ExportError(
+            f"{config.where}: 'image_token_id' is {configured}, the tokenizer says {image}"
+        )
+    text_eos: Any = config.section("text_config").value.get("eos_token_id")
+    eos = {end, *([text_eos] if isinstance(text_eos, int) else text_eos or [])}
+    return TokensRecord(image=image, end_of_turn=end, eos=tuple(sorted(eos)))

@@ -1,0 +1,82 @@
+"""A checkpoint's tokenizer.json: text to token ids, with special tokens only by their id.
+
+Takes the file; gives ids. Text is always encoded with special tokens inert, so a question that
+contains `<image>` is those seven characters and not an image. Knows no prompt format.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from edgejudge.errors import ExportError
+
+__all__ = ["Tokenizer", "VerdictLabels", "label_ids"]
+
+
+class Tokenizer:
+    def __init__(self, path: Path) -> None:
+        # Imported here: a compiled policy is judged without it, and it costs start-up time.
+        from tokenizers import Tokenizer as HfTokenizer
+
+        try:
+            self._inner = HfTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ExportError(f"{path}: not a readable tokenizer.json ({error})") from None
+        # The default turns `<image>` inside a question into the image token.
+        self._inner.encode_special_tokens = True
+        self._inner.no_truncation()
+        self._inner.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; no special token can come out of it."""
+        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def special(self, token: str) -> int:
+        """The id of a token that the checkpoint must have."""
+        found = self._inner.token_to_id(token)
+        if found is None:
+            raise ExportError(f"the tokenizer has no token {token!r}, which this family needs")
+        return int(found)
+
+    def find(self, token: str) -> int | None:
+        found = self._inner.token_to_id(token)
+        return None if found is None else int(found)
+
+
+class VerdictLabels(NamedTuple):
+    labels: dict[str, tuple[int, ...]]  # label -> rows of the verdict head
+    token_ids: tuple[int, ...]  # row -> token id
+
+
+def label_ids(
+    tokenizer: Tokenizer, lead_in: str, variants: dict[str, tuple[str, ...]]
+) -> VerdictLabels:
+    """The one-token variants of each label, found by rendering them after `lead_in`.
+
+    A variant that the tokenizer joins with the lead-in, or cuts in several tokens, is dropped: it
+    is not one next token. A label left without any is an error.
+    """
+    start = tokenizer.encode(lead_in)
+    token_ids: list[int] = []
+    labels: dict[str, tuple[int, ...]] = {}
+    for label, texts in variants.items():
+        rows = []
+        for text in texts:
+            ids = tokenizer.encode(lead_in + text)
+            if len(ids) != len(start) + 1 or ids[:-1] != start:
+                continue
+            if ids[-1] not in token_ids:
+                token_ids.append(ids[-1])
+                rows.append(len(token_ids) - 1)
+            elif token_ids.index(ids[-1]) not in rows:
+                raise ExportError(
+                    f"label {label!r}: {text!r} is the token of another label; "
+                    "labels must differ in their first token"
+                )
+        if not rows:
+            raise ExportError(
+                f"label {label!r}: none of {', '.join(map(repr, texts))} is one token after "
+                f"{lead_in!r}; give it a variant that is"
+            )
+        labels[label] = tuple(rows)
+    return VerdictLabels(labels, tuple(token_ids))
