@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgejudge.bundle import PolicyRecord, RuleRecord
 from edgejudge.errors import PolicyError
 
 __all__ = ["Policy", "Rule", "builtin_bytes", "builtin_names", "load_policy", "source_sha256"]
@@ -53,6 +54,7 @@ class Policy:
     name: str
     version: str
     rules: tuple[Rule, ...]
+    source_sha256: str = field(default="", compare=False)  # of the YAML; empty without one
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -66,6 +68,14 @@ class Policy:
         """sha256 of the canonical JSON form: comments, quoting and key order do not change it."""
         text = json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def record(self) -> PolicyRecord:
+        """What export needs to compile the policy into a bundle."""
+        rules = tuple(
+            RuleRecord(rule.id, rule.text, rule.category, rule.threshold, rule.conditions)
+            for rule in self.rules
+        )
+        return PolicyRecord(self.name, self.version, self.hash, self.source_sha256, rules)
 
     @classmethod
     def from_yaml(cls, source: str | bytes, name: str = "policy") -> "Policy":

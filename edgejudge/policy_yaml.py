@@ -18,6 +18,7 @@ from edgejudge.policy import (
     MAX_TEXT_CHARS,
     Policy,
     Rule,
+    source_sha256,
 )
 
 __all__ = ["parse_policy"]
@@ -166,7 +167,7 @@ def parse_policy(source: str | bytes, source_name: str) -> Policy:
         if question_count > MAX_QUESTIONS:
             raise reader.fail(node, where, f"more than {MAX_QUESTIONS} conditions in one policy")
         rules.append(rule)
-    return Policy(name=name, version=version, rules=tuple(rules))
+    return Policy(name, version, tuple(rules), source_sha256(data))
 
 
 def _compose(text: str, source_name: str) -> yaml.Node:
