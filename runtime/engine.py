@@ -1,0 +1,224 @@
+"""The engine: an image prefix computed once, any number of questions scored over it.
+
+Takes an opened bundle, pixel views and token ids; gives visual tokens, a prefix in the KV cache and label logits at each
+question's last token. Sessions open when first needed. Does not know policies, thresholds or text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.bundle import Bundle
+from edgejudge.errors import BundleError, InputError, ProviderError
+from edgejudge.models.spec import ModelSpec
+from edgejudge.runtime.kv_cache import KvCache
+from edgejudge.runtime.packing import causal, pack
+from edgejudge.runtime.session import CPU, Session, default_threads, open_session
+from edgejudge.runtime.trace import Trace
+
+__all__ = ["Engine", "Prefix"]
+
+_TARGET = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Tokens that lie in the engine's cache. `serial` tells an older prefix from the one that replaced it."""
+
+    length: int
+    position: int  # rope position of the first token after it
+    serial: int
+
+
+@dataclass(slots=True)
+class Engine:
+    """One bundle, loaded. Not for use by two threads at once: the cache is one.
+
+    `chunk` is how many prompt tokens run in one pass, `pack_tokens` how many tokens of packed branches.
+    """
+
+    bundle: Bundle
+    spec: ModelSpec
+    threads: int
+    chunk: int
+    pack_tokens: int
+    trace: Trace
+    _cache: KvCache
+    _embeddings: NDArray[Any]
+    _serial: int = 0
+    _sessions: dict[tuple[str, int | None], Session] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, bundle: Bundle, threads: int | None = None, chunk: int = 512, pack_tokens: int = 256
+    ) -> Self:
+        """Raises BundleError for files that are not what the manifest says."""
+        if chunk < 1 or pack_tokens < 1:
+            raise ValueError(
+                f"chunk and pack_tokens must be at least 1, got {chunk}, {pack_tokens}"
+            )
+        spec = ModelSpec.from_json(bundle.manifest.spec)
+        kv = bundle.graph(_TARGET, "decoder", 0).kv
+        if kv is None or (kv.layout, kv.dtype) != ("BNSH", "float32"):
+            raise BundleError(
+                f"{bundle.path}: the decoder's cache is {kv}, expected BNSH in float32"
+            )
+        table = bundle.manifest.embeddings
+        embeddings = np.memmap(
+            bundle.file(table.file), np.dtype(table.dtype), "r", shape=(table.rows, table.width)
+        )
+        cache = KvCache(spec.text.layers, kv.kv_heads, kv.head_dim, kv.length_buckets)
+        count = threads if threads is not None else default_threads()
+        return cls(bundle, spec, count, chunk, pack_tokens, Trace(), cache, embeddings)
+
+    @property
+    def placement(self) -> dict[str, str]:
+        """Stage -> provider, of the stages that were loaded."""
+        return {stage: session.provider for (stage, _), session in self._sessions.items()}
+
+    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Views [V, 3, S, S] -> visual tokens [V * n, D]."""
+        session = self._session("vision")
+        with self.trace.span("vision", "cpu", views=len(pixel_values)):
+            (tokens,) = session.run({"pixel_values": pixel_values})
+        return np.ascontiguousarray(tokens.reshape(-1, self.spec.text.hidden), np.float32)
+
+    def prefill(self, ids: Sequence[int], visual: NDArray[np.float32] | None = None) -> Prefix:
+        """Puts a prefix into the cache, in place of the last one. `visual` [N, D] fills its N image tokens, in order."""
+        with self.trace.span("prefill", "cpu", tokens=len(ids)):
+            hidden = self._embed(np.asarray(ids, np.int64), visual)
+            self._cache.rewind(0)
+            self._serial += 1
+            for begin in range(0, len(ids), self.chunk):
+                part = hidden[begin : begin + self.chunk]
+                positions = np.arange(begin, begin + len(part), dtype=np.int64)
+                self._decode(part, positions, causal(len(part), begin))
+                self._cache.advance(len(part))
+        return Prefix(len(ids), len(ids), self._serial)
+
+    def score(
+        self, prefix: Prefix, branches: Sequence[Sequence[int]], packed: bool = True
+    ) -> NDArray[np.float32]:
+        """Label logits [B, R] at the end of each branch over the prefix.
+
+        `packed=False` runs every branch in a pass of its own: the reference that packing is tested against.
+        """
+        if prefix.serial != self._serial:
+            raise InputError(
+                "stale_prefix", "this prefix was replaced by a later prefill; prefill it again"
+            )
+        return self._branches(branches, prefix.length, prefix.position, packed)
+
+    def score_blind(
+        self, prompts: Sequence[Sequence[int]], packed: bool = True
+    ) -> NDArray[np.float32]:
+        """Label logits [B, R] of whole prompts without an image. Replaces the prefix in the cache."""
+        self._cache.rewind(0)
+        self._serial += 1
+        return self._branches(prompts, 0, 0, packed)
+
+    def full_logits(self, prefix: Prefix, branch: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [vocabulary] of the full head at the end of one branch; loads the LM head."""
+        if prefix.serial != self._serial:
+            raise InputError(
+                "stale_prefix", "this prefix was replaced by a later prefill; prefill it again"
+            )
+        (step,) = pack([branch], prefix.length, prefix.position, len(branch))
+        hidden = self._decode(self._embed(step.ids, None), step.positions, step.bias)
+        (logits,) = self._session("lm_head").run({"hidden": hidden[step.ends]})
+        out: NDArray[np.float32] = logits[0]
+        return out
+
+    def label_log_mass(self, logits: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+        """Label -> log of the summed unnormalised weight of its variants, [B]."""
+        wide = logits.astype(np.float64)
+        return {
+            label: np.logaddexp.reduce(wide[:, list(rows)], axis=1)
+            for label, rows in self.bundle.manifest.labels.items()
+        }
+
+    def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """P(yes) / (P(yes) + P(no)) [B], a label's variants joined by log-sum-exp.
+
+        Raises ProviderError where a logit is not a number: nothing may be concluded from such a run.
+        """
+        if not np.isfinite(logits).all():
+            raise ProviderError(
+                "the graphs gave label logits that are not numbers; "
+                "check the bundle with `edgejudge profile` and export it again"
+            )
+        mass = self.label_log_mass(logits)
+        out: NDArray[np.float64] = 1.0 / (1.0 + np.exp(mass["no"] - mass["yes"]))
+        return out
+
+    def _branches(
+        self, branches: Sequence[Sequence[int]], start: int, position: int, packed: bool
+    ) -> NDArray[np.float32]:
+        rows = np.zeros((len(branches), len(self.bundle.manifest.label_rows)), np.float32)
+        budget = self.pack_tokens if packed else 1
+        total = sum(map(len, branches))
+        with self.trace.span("score", "cpu", branches=len(branches), tokens=total):
+            for step in pack(branches, start, position, budget):
+                hidden = self._decode(self._embed(step.ids, None), step.positions, step.bias)
+                head = self._session("verdict_head")
+                with self.trace.span("verdict_head", "cpu", rows=len(step.ends)):
+                    (logits,) = head.run({"hidden": hidden[step.ends]})
+                rows[list(step.members)] = logits
+        return rows
+
+    def _embed(
+        self, ids: NDArray[np.int64], visual: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        """Rows of the mapped table [S, D], image tokens replaced by visual ones."""
+        if len(ids) == 0 or ids.min() < 0 or ids.max() >= len(self._embeddings):
+            raise ValueError(f"token ids must be 0..{len(self._embeddings) - 1} and at least one")
+        hidden = np.asarray(self._embeddings[ids], np.float32)
+        places = np.flatnonzero(ids == self.bundle.manifest.tokens.image)
+        given = 0 if visual is None else len(visual)
+        if len(places) != given:
+            raise ValueError(f"{len(places)} image tokens but {given} visual tokens")
+        if visual is not None:
+            hidden[places] = visual
+        return hidden
+
+    def _decode(
+        self, hidden: NDArray[np.float32], positions: NDArray[np.int64], bias: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Runs all parts over S tokens after the cursor, writing their KV; the cursor stays. hidden [S, D]"""
+        cache, tokens = self._cache, len(hidden)
+        if int(positions.max()) >= self.spec.text.max_positions:
+            raise InputError(
+                "too_long",
+                f"a token would stand at position {int(positions.max())}, the model knows "
+                f"{self.spec.text.max_positions}; use fewer or shorter conditions",
+            )
+        cache.reserve(tokens)
+        total = cache.cursor + tokens
+        feeds = {
+            "position_ids": positions[None],
+            "attention_bias": bias,
+            "seqlens_k": np.array([total - 1], np.int32),
+            "total_sequence_length": np.array(total, np.int32),
+        }
+        flow = np.ascontiguousarray(hidden[None])  # [1, S, D]
+        for part in self.bundle.manifest.parts:
+            session = self._session("decoder", part.index)
+            shared = {}
+            for layer in range(part.first_layer, part.last_layer + 1):
+                shared[f"past_key_{layer}"] = (f"present_key_{layer}", cache.keys[layer])
+                shared[f"past_value_{layer}"] = (f"present_value_{layer}", cache.values[layer])
+            with self.trace.span("decoder", "cpu", part=part.index, tokens=tokens):
+                (flow,) = session.run_bound({"hidden": flow, **feeds}, shared)
+        out: NDArray[np.float32] = flow[0]
+        return out
+
+    def _session(self, stage: str, part: int | None = None) -> Session:
+        key = (stage, part)
+        if key not in self._sessions:
+            with self.trace.span("load", "cpu"):
+                graph = self.bundle.graph(_TARGET, stage, part)
+                self._sessions[key] = open_session(self.bundle, graph, CPU, self.threads)
+        return self._sessions[key]

@@ -1,0 +1,72 @@
+"""Keys and values of every layer in preallocated buffers, with one cursor.
+
+Takes the shape of a cache and how many tokens must fit; gives the buffers and moves the cursor. A fork is a cursor that
+is put back: rows after it are garbage that the next pass overwrites. Does not know tokens, positions or sessions.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.errors import InputError
+
+__all__ = ["KvCache"]
+
+
+@dataclass(slots=True)
+class KvCache:
+    """BNSH buffers [1, kv_heads, capacity, head_dim] of `layers` layers; capacity is one of `buckets`.
+
+    `cursor` counts the valid tokens. It is not a rope position: packed branches lie one after another in the cache and
+    share their positions.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    buckets: tuple[int, ...]
+    cursor: int = 0
+    capacity: int = 0
+    keys: list[NDArray[np.float32]] = field(default_factory=list)
+    values: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def reserve(self, tokens: int) -> None:
+        """Room for `tokens` more after the cursor; a larger bucket keeps what is valid.
+
+        Raises InputError "too_long" where the largest bucket cannot hold them.
+        """
+        need = self.cursor + tokens
+        if need <= self.capacity:
+            return
+        fitting = [b for b in self.buckets if b >= need]
+        if not fitting:
+            raise InputError(
+                "too_long",
+                f"the prompt needs {need} tokens, this bundle's cache holds {max(self.buckets)}; "
+                "use fewer or shorter conditions, or export with longer buckets",
+            )
+        self.capacity = min(fitting)
+        self.keys = [self._grown(old) for old in self.keys or [None] * self.layers]
+        self.values = [self._grown(old) for old in self.values or [None] * self.layers]
+
+    def advance(self, tokens: int) -> None:
+        """The next `tokens` rows have been written."""
+        assert self.cursor + tokens <= self.capacity, "advanced past the reserved rows"
+        self.cursor += tokens
+
+    def rewind(self, cursor: int) -> None:
+        """Back to an earlier cursor; what lay after it is forgotten."""
+        assert 0 <= cursor <= self.cursor, "a cache rewinds, it never skips forward"
+        self.cursor = cursor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (*self.keys, *self.values))
+
+    def _grown(self, old: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        # zeros, not empty: masked rows are still multiplied by a zero weight, and NaN x 0 is NaN.
+        new = np.zeros((1, self.kv_heads, self.capacity, self.head_dim), np.float32)
+        if old is not None:
+            new[:, :, : self.cursor] = old[:, :, : self.cursor]
+        return new

@@ -1,0 +1,90 @@
+"""One graph of a bundle in an ONNX Runtime session, on the provider that was asked for.
+
+Takes a graph record and its files; gives `run` over numpy arrays and `run_bound` over buffers that are read and written
+in place. Refuses a session that ended up on another provider. Does not know what the graph computes.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgejudge.bundle import Bundle, GraphRecord
+from edgejudge.errors import BundleError, ProviderError
+
+__all__ = ["CPU", "Session", "default_threads", "open_session"]
+
+CPU = "CPUExecutionProvider"
+
+
+def default_threads() -> int:
+    """Cores this process may use; a container or taskset may have fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A loaded graph. `provider` is where every node of it runs."""
+
+    graph: GraphRecord
+    provider: str
+    _inner: Any
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Outputs in the order of the graph record."""
+        outputs: list[NDArray[Any]] = self._inner.run(None, dict(feeds))
+        return outputs
+
+    def run_bound(
+        self,
+        feeds: Mapping[str, NDArray[Any]],
+        shared: Mapping[str, tuple[str, NDArray[np.float32]]],
+    ) -> list[NDArray[Any]]:
+        """As `run`, with buffers in place: `shared` maps an input to the output that is the same memory.
+
+        The outputs that are not shared come back, in the order of the graph record.
+        """
+        binding = self._inner.io_binding()
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, value)
+        sinks = {sink for sink, _ in shared.values()}
+        free = [o.name for o in self.graph.outputs if o.name not in sinks]
+        for name in free:
+            binding.bind_output(name, "cpu")
+        for source, (sink, buffer) in shared.items():
+            address = buffer.ctypes.data
+            binding.bind_input(source, "cpu", 0, np.float32, buffer.shape, address)
+            binding.bind_output(sink, "cpu", 0, np.float32, buffer.shape, address)
+        self._inner.run_with_iobinding(binding)
+        # In the order of binding, so the free ones come first; the shared ones need no copy.
+        return [value.numpy() for value in binding.get_outputs()[: len(free)]]
+
+
+def open_session(bundle: Bundle, graph: GraphRecord, provider: str, threads: int) -> Session:
+    """Loads a graph on one provider, all of it, or raises ProviderError."""
+    path = bundle.graph_file(graph)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if provider != CPU:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        inner = ort.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # ONNX Runtime raises its own unrelated classes
+        raise BundleError(
+            f"{path}: ONNX Runtime {ort.__version__} cannot load it on {provider} "
+            f"({str(error).splitlines()[0]}); export the bundle again with this edgejudge"
+        ) from None
+    if inner.get_providers()[0] != provider:
+        raise ProviderError(
+            f"{graph.file}: asked for {provider}, ONNX Runtime chose {inner.get_providers()[0]}; "
+            "install the provider's package or ask for the CPU"
+        )
+    return Session(graph, provider, inner)
