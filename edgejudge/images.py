@@ -5,7 +5,6 @@ code is one of CODES. Inputs are hostile: sizes are checked before pixels exist,
 Pillow decodes itself are opened, and whatever a decoder raises becomes an error. Knows no model.
 """
 
-import hashlib
 import io
 import os
 import stat
@@ -38,6 +37,7 @@ CODES = {
     "undecodable": "the image is damaged",
     "unsupported_pixels": "pixels of a kind that has no defined look",
     "out_of_memory": "it did not fit into memory",
+    "too_long": "its tokens and the policy's do not fit into the model's context",
     "engine_failed": "the picture was read, but the engine could not judge it",
 }
 
@@ -71,10 +71,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """`sha256` is of the encoded bytes, None where the caller gave pixels."""
+    """What the model sees, and what a reader should know about how it came about."""
 
     rgb: NDArray[np.uint8]  # [H, W, 3]
-    sha256: str | None
     notes: tuple[Note, ...]
 
 
@@ -86,12 +85,11 @@ def decode(image: ImageInput, limits: Limits = DEFAULT_LIMITS) -> Picture:
     if isinstance(image, str | os.PathLike):
         image = read_bytes(image, limits)
     if isinstance(image, bytes | bytearray | memoryview):
-        data = bytes(image)
-        return _picture(_open(data, limits), hashlib.sha256(data).hexdigest(), limits)
+        return _picture(_open(bytes(image), limits), limits)
     if isinstance(image, np.ndarray):
-        return _picture(_from_array(image, limits), None, limits)
+        return _picture(_from_array(image, limits), limits)
     if isinstance(image, Image.Image):
-        return _picture(image, None, limits)
+        return _picture(image, limits)
     raise TypeError(
         f"an image is a path, bytes, a PIL image or a numpy array, not {type(image).__name__}"
     )
@@ -146,7 +144,7 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
         raise _decoder_error(error) from error
 
 
-def _picture(image: Image.Image, sha256: str | None, limits: Limits) -> Picture:
+def _picture(image: Image.Image, limits: Limits) -> Picture:
     _check_size(image.width, image.height, limits)
     try:
         with warnings.catch_warnings():
@@ -158,7 +156,7 @@ def _picture(image: Image.Image, sha256: str | None, limits: Limits) -> Picture:
         raise _decoder_error(error) from error
     if rgb.size == 0:
         raise InputError("empty", "the picture has no pixels")
-    return Picture(rgb, sha256, notes)
+    return Picture(rgb, notes)
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:

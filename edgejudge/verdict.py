@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 Outcome = Literal["safe", "unsafe", "uncertain"]
-T = TypeVar("T", float, str)
+T = TypeVar("T", bound=float | str)
 
 
 class Table(Mapping[str, T]):
@@ -29,7 +29,7 @@ class Table(Mapping[str, T]):
     __slots__ = ("_pairs",)
 
     def __init__(self, pairs: Mapping[str, T]) -> None:
-        self._pairs = tuple(pairs.items())
+        self._pairs: tuple[tuple[str, T], ...] = tuple(pairs.items())
 
     def __getitem__(self, key: str) -> T:
         for name, value in self._pairs:

@@ -1,0 +1,60 @@
+"""The `edgejudge` command: builds the parser, runs one subcommand, turns errors into exit codes.
+
+Knows no subcommand's work: each lives in a `cli_*` module with `add_parser` and `run`. Those
+modules are light; whatever is heavy is imported when the subcommand runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from edgejudge import __version__, cli_screen
+from edgejudge.errors import EdgeJudgeError
+
+__all__ = ["EXIT_INTERRUPTED", "EXIT_STOPPED", "main"]
+
+EXIT_STOPPED = 2
+EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
+_COMMANDS = (cli_screen,)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with our one form of error message."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_STOPPED, f"error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = _Parser(
+        prog="edgejudge", description="Screens pictures against a policy, on this device, offline."
+    )
+    parser.add_argument("--version", action="version", version=f"edgejudge {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    runners = {}
+    for module in _COMMANDS:
+        subparser = module.add_parser(subparsers)
+        subparser.add_argument(
+            "--debug", action="store_true", help="show the traceback of an error"
+        )
+        runners[subparser.prog.split()[-1]] = module.run
+    args = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A file name may hold bytes that the terminal's encoding has no sign for.
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+    try:
+        return runners[args.command](args)
+    except KeyboardInterrupt:
+        print("error: stopped by Ctrl-C", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if args.debug:
+            raise
+        hint = "" if isinstance(error, EdgeJudgeError | OSError) else "; --debug shows where"
+        kind = "" if isinstance(error, EdgeJudgeError) else f"{type(error).__name__}: "
+        print(f"error: {kind}{error}{hint}", file=sys.stderr)
+        return EXIT_STOPPED

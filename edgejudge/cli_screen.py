@@ -1,0 +1,190 @@
+"""`edgejudge screen`: pictures and folders in, a table or JSON lines out.
+
+Takes the parsed arguments; gives the exit code: 0 none unsafe, 1 some unsafe, 3 some uncertain or
+failed and none unsafe, 2 stopped before any row, 130 stopped by Ctrl-C. Results go to stdout,
+progress and the summary to stderr.
+"""
+
+import argparse
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
+from edgejudge.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    from edgejudge.verdict import Verdict
+
+__all__ = ["add_parser", "exit_code", "find_files", "run"]
+
+_EPILOG = """\
+exit status: 0 no picture is unsafe; 1 some are; 3 none is, but some are uncertain or could not be
+judged; 2 a usage or input error stopped the run; 130 stopped by Ctrl-C.
+"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "screen",
+        help="judge pictures against a policy",
+        description="Judges pictures against a policy. Folders are searched in sorted order; every "
+        "regular file in them is judged by its content, whatever its name.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a picture or a folder")
+    parser.add_argument(
+        "--policy",
+        default="stickers",
+        metavar="NAME|FILE",
+        help="a built-in policy or a YAML file (default: stickers)",
+    )
+    parser.add_argument("--bundle", metavar="DIR", help="an exported judge (default: the bundled)")
+    parser.add_argument(
+        "--fingerprint", metavar="SHA256", help="refuse the bundle unless its manifest has this"
+    )
+    parser.add_argument("--verify", action="store_true", help="hash every file of the bundle again")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.jsonl",
+        help="also write JSON lines here as they come; a file with content is refused",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def find_files(path: str) -> Iterator[str]:
+    """The path itself, or all regular files below a folder in sorted order.
+
+    Links to files count as files, links to folders are not followed. A link that leads nowhere and
+    a folder that cannot be read are given too, so that they become rows and are not lost.
+    """
+    pending = [path]
+    while pending:
+        current = pending.pop()
+        if not os.path.isdir(current) or (current != path and os.path.islink(current)):
+            if current == path or _is_file_or_lost(current):
+                yield current
+            continue
+        try:
+            names = sorted(os.listdir(current), reverse=True)
+        except OSError:
+            yield current
+            continue
+        pending.extend(os.path.join(current, name) for name in names)
+
+
+def _is_file_or_lost(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return True
+
+
+def exit_code(outcomes: set[str | None]) -> int:
+    """From the verdicts of a run that was not stopped; None is a failure."""
+    if "unsafe" in outcomes:
+        return 1
+    return 3 if outcomes - {"safe"} else 0
+
+
+def run(args: argparse.Namespace) -> int:
+    from edgejudge.judge import Judge
+
+    paths = [file for path in args.paths for file in find_files(path)]
+    if not paths:
+        folders = ", ".join(args.paths)
+        raise InputError("empty", f"no files in {folders}; give a picture or a folder with some")
+    judge = Judge.load(args.bundle, args.fingerprint, threads=args.threads, verify=args.verify)
+    judge.plan(args.policy)  # a malformed policy stops the run before a file is opened for output
+    out = _open_new(args.out) if args.out else None
+    printer = _Printer(args.json, out, len(paths))
+    try:
+        for verdict in judge.stream(paths, args.policy):
+            printer.add(verdict)
+    except KeyboardInterrupt:
+        printer.finish("stopped by Ctrl-C, ")
+        return 130
+    except BundleError as error:
+        # Files are hashed when first used, so damage can show after the first rows.
+        if not printer.verdicts:
+            raise
+        printer.finish("stopped, ")
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code({None} | {verdict.verdict for verdict in printer.verdicts})
+    except BrokenPipeError:
+        # The reader of stdout has left. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what shells report for a closed pipe
+    finally:
+        if out is not None:
+            out.close()
+    printer.finish("")
+    return exit_code({verdict.verdict for verdict in printer.verdicts})
+
+
+def _open_new(path: str) -> TextIO:
+    """A results file that holds nothing yet: mixing two runs, or losing one, is never wanted."""
+    try:
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by run)
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.tell() > 0:
+            file.close()
+            raise InputError(
+                "exists", f"{path} has content already; give another --out or remove it"
+            )
+    except OSError as error:
+        raise InputError("unwritable", f"{path} cannot be written: {error.strerror}") from error
+    return file
+
+
+class _Printer:
+    """Rows as they come to the JSON outputs, and a table of all of them at the end."""
+
+    def __init__(self, as_json: bool, out: TextIO | None, count: int) -> None:
+        self.verdicts: list[Verdict] = []
+        self._as_json = as_json
+        self._out = out
+        self._count = count
+        self._began_s = time.perf_counter()
+        self._shows_progress = sys.stderr.isatty() and count > 1
+
+    def add(self, verdict: "Verdict") -> None:
+        self.verdicts.append(verdict)
+        if self._as_json or self._out:
+            line = json.dumps(verdict.to_json(), allow_nan=False)
+            if self._out:
+                self._out.write(line + "\n")
+                self._out.flush()
+            if self._as_json:
+                print(line, flush=True)
+        if self._shows_progress:
+            print(f"\r{len(self.verdicts)}/{self._count}", end="", file=sys.stderr, flush=True)
+
+    def finish(self, prefix: str) -> None:
+        from edgejudge.report import plain_table, print_rich_table, tally
+
+        if self._shows_progress:
+            print("\r\x1b[K", end="", file=sys.stderr)
+        if self.verdicts and not self._as_json:
+            if sys.stdout.isatty():
+                print_rich_table(self.verdicts, sys.stdout)
+            else:
+                print(plain_table(self.verdicts))
+        elapsed_s = time.perf_counter() - self._began_s
+        print(
+            f"{prefix}{len(self.verdicts)} of {self._count} judged in {elapsed_s:.2f} s: "
+            f"{tally(self.verdicts)}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,85 @@
+"""Verdicts as a table for people: rich on a terminal, aligned text elsewhere.
+
+Takes verdicts; gives lines, or draws on a terminal. Knows nothing of how they were reached. File
+names are hostile here too: what could steer a terminal is escaped.
+"""
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from edgejudge.verdict import RuleVerdict, Verdict
+
+__all__ = ["outcome", "plain_table", "print_rich_table", "reason", "tally"]
+
+_HEADINGS = ("path", "verdict", "why", "ms")
+_STYLES = {"safe": "green", "unsafe": "bold red", "uncertain": "yellow", "failed": "magenta"}
+
+
+def outcome(verdict: Verdict) -> str:
+    """The word a person reads: the verdict, or `failed` where there is none."""
+    return verdict.verdict or "failed"
+
+
+def reason(verdict: Verdict) -> str:
+    """What decided: the broken rules, else what is in doubt, else the failure."""
+    if verdict.error is not None:
+        return f"{verdict.error.code}: {verdict.error.message}"
+    if verdict.verdict == "unsafe":
+        return ", ".join(_named(rule) for rule in verdict.broken)
+    doubts = [_named(rule) for rule in verdict.rules if rule.verdict == "uncertain"]
+    doubts += [note.message for note in verdict.notes if note.doubtful]
+    return ", ".join(doubts)
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """How often each outcome occurred, as in `2 unsafe, 1 uncertain, 5 safe, 0 failed`."""
+    counts = dict.fromkeys(("unsafe", "uncertain", "safe", "failed"), 0)
+    for verdict in verdicts:
+        counts[outcome(verdict)] += 1
+    return ", ".join(f"{count} {word}" for word, count in counts.items())
+
+
+def plain_table(verdicts: Sequence[Verdict]) -> str:
+    """Aligned columns, one line per picture."""
+    rows = [_HEADINGS, *(_cells(verdict) for verdict in verdicts)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    )
+
+
+def print_rich_table(verdicts: Sequence[Verdict], stream: TextIO) -> None:
+    """Draws on a terminal. rich is imported here alone: a pipe never pays for it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*_HEADINGS[:-1], header_style="bold", box=None, pad_edge=False)
+    table.add_column(_HEADINGS[-1], justify="right")
+    for verdict in verdicts:
+        path, word, why, ms = _cells(verdict)
+        # Text, not str: square brackets in a file name are no markup.
+        table.add_row(Text(path, overflow="fold"), Text(word, _STYLES[word]), Text(why), Text(ms))
+    Console(file=stream).print(table)
+
+
+def _cells(verdict: Verdict) -> tuple[str, str, str, str]:
+    total_ms = sum(verdict.stages_ms.values())
+    path = _printable(verdict.path or "(in memory)")
+    return path, outcome(verdict), _printable(reason(verdict)), f"{total_ms:.0f}"
+
+
+def _named(rule: RuleVerdict) -> str:
+    """A rule with its probability and, where one question decided it, that question."""
+    weakest = min(rule.conditions, key=lambda condition: condition.probability)
+    strongest = max(weakest.alternatives, key=lambda alternative: alternative.probability)
+    unknown = "" if strongest.known else ", not a known concept"
+    return f"{rule.id} {rule.probability:.2f} ({strongest.text}{unknown})"
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
