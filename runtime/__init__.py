@@ -1,7 +1,7 @@
 """Bundle -> numbers: sessions, KV, prefix sharing, packed questions and the engine over them.
 
-Takes an opened bundle and pixels or token ids; gives label logits and where and how long they ran. Does not know
-policies, verdicts, checkpoints or image files.
+Takes an opened bundle and pixels or token ids; gives label logits and where and how long they ran.
+Does not know policies, verdicts, checkpoints or image files.
 """
 
 from edgejudge.runtime.engine import Engine, Prefix

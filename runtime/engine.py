@@ -1,7 +1,8 @@
 """The engine: an image prefix computed once, any number of questions scored over it.
 
-Takes an opened bundle, pixel views and token ids; gives visual tokens, a prefix in the KV cache and label logits at each
-question's last token. Sessions open when first needed. Does not know policies, thresholds or text.
+Takes an opened bundle, pixel views and token ids; gives visual tokens, a prefix in the KV cache and
+label logits at each question's last token. Sessions open when first needed. Does not know policies,
+thresholds or text.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ _TARGET = "cpu"
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """Tokens that lie in the engine's cache. `serial` tells an older prefix from the one that replaced it."""
+    """Tokens that lie in the engine's cache. `serial` tells an older prefix from the one that
+    replaced it.
+    """
 
     length: int
     position: int  # rope position of the first token after it
@@ -37,7 +40,8 @@ class Prefix:
 class Engine:
     """One bundle, loaded. Not for use by two threads at once: the cache is one.
 
-    `chunk` is how many prompt tokens run in one pass, `pack_tokens` how many tokens of packed branches.
+    `chunk` is how many prompt tokens run in one pass, `pack_tokens` how many tokens of packed
+    branches.
     """
 
     bundle: Bundle
@@ -87,7 +91,10 @@ class Engine:
         return np.ascontiguousarray(tokens.reshape(-1, self.spec.text.hidden), np.float32)
 
     def prefill(self, ids: Sequence[int], visual: NDArray[np.float32] | None = None) -> Prefix:
-        """Puts a prefix into the cache, in place of the last one. `visual` [N, D] fills its N image tokens, in order."""
+        """Puts a prefix into the cache, in place of the last one. `visual` [N, D] fills its N image
+        tokens, in order.
+        """
+        self._load_decoder()
         with self.trace.span("prefill", "cpu", tokens=len(ids)):
             hidden = self._embed(np.asarray(ids, np.int64), visual)
             self._cache.rewind(0)
@@ -104,7 +111,8 @@ class Engine:
     ) -> NDArray[np.float32]:
         """Label logits [B, R] at the end of each branch over the prefix.
 
-        `packed=False` runs every branch in a pass of its own: the reference that packing is tested against.
+        `packed=False` runs every branch in a pass of its own: the reference that packing is tested
+        against.
         """
         if prefix.serial != self._serial:
             raise InputError(
@@ -115,7 +123,9 @@ class Engine:
     def score_blind(
         self, prompts: Sequence[Sequence[int]], packed: bool = True
     ) -> NDArray[np.float32]:
-        """Label logits [B, R] of whole prompts without an image. Replaces the prefix in the cache."""
+        """Label logits [B, R] of whole prompts without an image. Replaces the prefix in the
+        cache.
+        """
         self._cache.rewind(0)
         self._serial += 1
         return self._branches(prompts, 0, 0, packed)
@@ -143,7 +153,8 @@ class Engine:
     def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """P(yes) / (P(yes) + P(no)) [B], a label's variants joined by log-sum-exp.
 
-        Raises ProviderError where a logit is not a number: nothing may be concluded from such a run.
+        Raises ProviderError where a logit is not a number: nothing may be concluded from such a
+        run.
         """
         if not np.isfinite(logits).all():
             raise ProviderError(
@@ -157,13 +168,14 @@ class Engine:
     def _branches(
         self, branches: Sequence[Sequence[int]], start: int, position: int, packed: bool
     ) -> NDArray[np.float32]:
+        self._load_decoder()
+        head = self._session("verdict_head")
         rows = np.zeros((len(branches), len(self.bundle.manifest.label_rows)), np.float32)
         budget = self.pack_tokens if packed else 1
         total = sum(map(len, branches))
         with self.trace.span("score", "cpu", branches=len(branches), tokens=total):
             for step in pack(branches, start, position, budget):
                 hidden = self._decode(self._embed(step.ids, None), step.positions, step.bias)
-                head = self._session("verdict_head")
                 with self.trace.span("verdict_head", "cpu", rows=len(step.ends)):
                     (logits,) = head.run({"hidden": hidden[step.ends]})
                 rows[list(step.members)] = logits
@@ -187,7 +199,9 @@ class Engine:
     def _decode(
         self, hidden: NDArray[np.float32], positions: NDArray[np.int64], bias: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Runs all parts over S tokens after the cursor, writing their KV; the cursor stays. hidden [S, D]"""
+        """Runs all parts over S tokens after the cursor, writing their KV; the cursor stays. hidden
+        [S, D]
+        """
         cache, tokens = self._cache, len(hidden)
         if int(positions.max()) >= self.spec.text.max_positions:
             raise InputError(
@@ -214,6 +228,11 @@ class Engine:
                 (flow,) = session.run_bound({"hidden": flow, **feeds}, shared)
         out: NDArray[np.float32] = flow[0]
         return out
+
+    def _load_decoder(self) -> None:
+        """Opens the parts before their first use is timed."""
+        for part in self.bundle.manifest.parts:
+            self._session("decoder", part.index)
 
     def _session(self, stage: str, part: int | None = None) -> Session:
         key = (stage, part)

@@ -1,7 +1,8 @@
 """Keys and values of every layer in preallocated buffers, with one cursor.
 
-Takes the shape of a cache and how many tokens must fit; gives the buffers and moves the cursor. A fork is a cursor that
-is put back: rows after it are garbage that the next pass overwrites. Does not know tokens, positions or sessions.
+Takes the shape of a cache and how many tokens must fit; gives the buffers and moves the cursor. A
+fork is a cursor that is put back: rows after it are garbage that the next pass overwrites. Does not
+know tokens, positions or sessions.
 """
 
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ __all__ = ["KvCache"]
 
 @dataclass(slots=True)
 class KvCache:
-    """BNSH buffers [1, kv_heads, capacity, head_dim] of `layers` layers; capacity is one of `buckets`.
+    """BNSH buffers [1, kv_heads, capacity, head_dim] of `layers` layers; capacity is one of
+    `buckets`.
 
-    `cursor` counts the valid tokens. It is not a rope position: packed branches lie one after another in the cache and
-    share their positions.
+    `cursor` counts the valid tokens. It is not a rope position: packed branches lie one after
+    another in the cache and share their positions.
     """
 
     layers: int

@@ -1,7 +1,8 @@
 """Many short branches over one prefix, cut into passes.
 
-Takes branch lengths and a token budget; gives passes with rope positions and an attention bias under which a branch
-sees the prefix and itself, never a sibling. Does not know tokens' meaning, sessions or caches.
+Takes branch lengths and a token budget; gives passes with rope positions and an attention bias
+under which a branch sees the prefix and itself, never a sibling. Does not know tokens' meaning,
+sessions or caches.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 __all__ = ["HIDDEN", "Pass", "causal", "pack"]
 
-# Added to a score that must not count. exp() of it is exactly 0 in fp32, and unlike -inf it survives a row of nothing else.
+# Added to a score that must not count. exp() of it is exactly 0 in fp32, and unlike -inf it
+# survives a row of nothing else.
 HIDDEN = np.float32(-1e9)
 
 
@@ -20,8 +22,8 @@ HIDDEN = np.float32(-1e9)
 class Pass:
     """S tokens that run together. T = start + S keys are seen.
 
-    `members` are indices of the branches in it, `ids` int64 [S], `positions` int64 [S], `bias` f32 [1, 1, S, T],
-    `ends` int64 [len(members)] the row of each branch's last token.
+    `members` are indices of the branches in it, `ids` int64 [S], `positions` int64 [S], `bias` f32
+    [1, 1, S, T], `ends` int64 [len(members)] the row of each branch's last token.
     """
 
     members: tuple[int, ...]
@@ -32,10 +34,11 @@ class Pass:
 
 
 def pack(branches: Sequence[Sequence[int]], start: int, position: int, budget: int) -> list[Pass]:
-    """Passes of at most `budget` tokens (a longer branch has a pass of its own), branches kept in order.
+    """Passes of at most `budget` tokens (a longer branch has a pass of its own), branches kept in
+    order.
 
-    `start` is the number of cached prefix tokens, `position` the rope position that every branch begins at; the two
-    differ in families whose image positions are not counted one by one.
+    `start` is the number of cached prefix tokens, `position` the rope position that every branch
+    begins at; the two differ in families whose image positions are not counted one by one.
     """
     passes: list[Pass] = []
     group: list[int] = []
@@ -54,7 +57,9 @@ def pack(branches: Sequence[Sequence[int]], start: int, position: int, budget: i
 
 
 def causal(tokens: int, start: int) -> NDArray[np.float32]:
-    """Bias of a plain chunk: the kernel is causal itself, nothing more is hidden. [1, 1, S, start + S]"""
+    """Bias of a plain chunk: the kernel is causal itself, nothing more is hidden. [1, 1, S, start +
+    S]
+    """
     return np.zeros((1, 1, tokens, start + tokens), np.float32)
 
 

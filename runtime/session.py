@@ -1,7 +1,8 @@
 """One graph of a bundle in an ONNX Runtime session, on the provider that was asked for.
 
-Takes a graph record and its files; gives `run` over numpy arrays and `run_bound` over buffers that are read and written
-in place. Refuses a session that ended up on another provider. Does not know what the graph computes.
+Takes a graph record and its files; gives `run` over numpy arrays and `run_bound` over buffers that
+are read and written in place. Refuses a session that ended up on another provider. Does not know
+what the graph computes.
 """
 
 import os
@@ -46,7 +47,8 @@ class Session:
         feeds: Mapping[str, NDArray[Any]],
         shared: Mapping[str, tuple[str, NDArray[np.float32]]],
     ) -> list[NDArray[Any]]:
-        """As `run`, with buffers in place: `shared` maps an input to the output that is the same memory.
+        """As `run`, with buffers in place: `shared` maps an input to the output that is the same
+        memory.
 
         The outputs that are not shared come back, in the order of the graph record.
         """

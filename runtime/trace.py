@@ -1,7 +1,8 @@
 """Named, nested spans of time.
 
-Takes `with trace.span("prefill", tokens=22):`, gives Span records in milliseconds since the trace began. Does not know
-what is measured. One trace belongs to one engine; it costs about a microsecond a span, so it is never switched off.
+Takes `with trace.span("prefill", tokens=22):`, gives Span records in milliseconds since the trace
+began. Does not know what is measured. One trace belongs to one engine; it costs about a microsecond
+a span, so it is never switched off.
 """
 
 import time

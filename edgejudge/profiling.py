@@ -1,0 +1,223 @@
+"""How fast a bundle judges: cold, warm, by stage, in memory.
+
+Takes a bundle, a policy and how often to run; gives a `Profile` of plain numbers in milliseconds
+and MiB. Times whole verdicts from the bytes of a picture, through the same `Judge` that users call.
+Does not print.
+"""
+
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgejudge.errors import EdgeJudgeError
+
+__all__ = ["Percentiles", "Profile", "peak_rss_mib", "profile"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Milliseconds over `n` runs."""
+
+    n: int
+    min_ms: float
+    p50_ms: float
+    p95_ms: float
+    max_ms: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Percentiles":
+        array = np.asarray(values, np.float64)
+        p50, p95 = np.percentile(array, [50, 95])
+        return cls(
+            len(array),
+            round(float(array.min()), 3),
+            round(float(p50), 3),
+            round(float(p95), 3),
+            round(float(array.max()), 3),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """`first_verdict_ms` counts from before the bundle is opened, in a process that has imported
+    edgejudge. `cold_process` is `edgejudge screen` on one picture as a whole process. `stages` are
+    warm, p50 and p95.
+    """
+
+    schema_version: int
+    bundle: str
+    bundle_sha256: str
+    recipe: str
+    policy: str
+    questions: int
+    picture: str
+    first_verdict_ms: float
+    warm: Percentiles
+    stages: dict[str, Percentiles]
+    cold_process: Percentiles | None
+    library_images: int
+    library_images_per_s: float | None
+    peak_rss_mib: float
+    placement: dict[str, str]
+    machine: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def peak_rss_mib() -> float:
+    """The most memory this process has had resident, mapped files included."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    import resource  # not on Windows, where the figure is absent
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20) if sys.platform == "darwin" else peak / 1024
+
+
+def profile(
+    bundle: str | None = None,
+    policy: str = "stickers",
+    picture: str | None = None,
+    runs: int = 20,
+    cold: int = 0,
+    images: int = 0,
+) -> Profile:
+    """Profile a bundle (None: the bundled nano judge).
+
+    `picture` is a file to judge; without one a drawn 1920 x 1080 PNG is used. `cold` counts whole
+    processes to start, `images` the pictures of a library run. Raises EdgeJudgeError where no
+    verdict can be had.
+    """
+    if runs < 1 or cold < 0 or images < 0:
+        raise ValueError(
+            f"runs must be at least 1, cold and images at least 0: {runs}, {cold}, {images}"
+        )
+    from edgejudge.judge import Judge
+    from edgejudge.models.image import canary_image
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(picture) if picture else Path(folder, "screen.png")
+        if picture is None:
+            _write_png(path, canary_image(1080, 1920))
+        began = time.perf_counter()
+        judge = Judge.load(bundle)
+        verdict = judge.screen(path, policy=policy)
+        first_ms = (time.perf_counter() - began) * 1e3
+        if verdict.error is not None:
+            raise EdgeJudgeError(f"{path}: {verdict.error.message}; give another picture")
+        warm, stages = [], []
+        for _ in range(runs):
+            start = time.perf_counter()
+            verdict = judge.screen(path, policy=policy)
+            warm.append((time.perf_counter() - start) * 1e3)
+            stages.append(dict(verdict.stages_ms))
+        rate = _library(judge, policy, Path(folder), images) if images else None
+        rss = peak_rss_mib()  # before other processes are started
+        colds = [_cold_process_ms(bundle, policy, path) for _ in range(cold)]
+    manifest = judge.bundle.manifest
+    names = sorted({name for s in stages for name in s})
+    return Profile(
+        SCHEMA_VERSION,
+        manifest.name,
+        judge.bundle.fingerprint,
+        manifest.recipe,
+        policy,
+        sum(len(c.alternatives) for r in verdict.rules for c in r.conditions),
+        path.name if picture else "drawn 1920x1080 PNG",
+        round(first_ms, 3),
+        Percentiles.of(warm),
+        {name: Percentiles.of([s.get(name, 0.0) for s in stages]) for name in names},
+        Percentiles.of(colds) if colds else None,
+        images,
+        None if rate is None else round(rate, 2),
+        round(rss, 1),
+        dict(verdict.placement),
+        _machine(),
+    )
+
+
+def _write_png(path: Path, rgb: Any) -> None:
+    from PIL import Image
+
+    Image.fromarray(rgb).save(path)
+
+
+def _library(judge: Any, policy: str, folder: Path, count: int) -> float:
+    """Images per second over `count` different JPEG files of phone and screen shapes."""
+    from PIL import Image
+
+    from edgejudge.models.image import canary_image
+
+    sizes = ((1080, 1920), (1920, 1080), (1024, 1024), (720, 1280))
+    paths = []
+    for i in range(count):
+        pixels = np.roll(canary_image(*sizes[i % len(sizes)]), 37 * i, axis=1)
+        paths.append(folder / f"{i:05}.jpg")
+        Image.fromarray(pixels).save(paths[-1], quality=90)
+    began = time.perf_counter()
+    verdicts = judge.screen(list(paths), policy=policy)
+    seconds = time.perf_counter() - began
+    failed = [v for v in verdicts if v.error is not None]
+    if failed:
+        raise EdgeJudgeError(f"{failed[0].path}: {failed[0].error.message}")
+    return count / seconds
+
+
+def _cold_process_ms(bundle: str | None, policy: str, picture: Path) -> float:
+    """Wall time of one `edgejudge screen` process, interpreter included."""
+    command = [
+        sys.executable,
+        "-m",
+        "edgejudge",
+        "screen",
+        str(picture),
+        "--policy",
+        policy,
+        "--json",
+    ]
+    if bundle is not None:
+        command += ["--bundle", bundle]
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    elapsed = (time.perf_counter() - began) * 1e3
+    if done.returncode == 2:
+        raise EdgeJudgeError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
+    return elapsed
+
+
+def _machine() -> dict[str, str]:
+    import onnxruntime
+
+    from edgejudge.runtime.session import default_threads
+
+    return {
+        "system": platform.system(),
+        "processor": _processor(),
+        "threads": str(default_threads()),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
