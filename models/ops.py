@@ -35,8 +35,8 @@ class Ops(Protocol[V]):
 
     def mul(self, x: V, y: V) -> V: ...
 
-    def patchify(self, pixels: V, grid: int, patch: int) -> V:
-        """[V, 3, S, S] -> [V, grid * grid, 3 * patch * patch]; what the grid leaves over is cut."""
+    def patchify(self, pixels: V, image_size: int, patch: int) -> V:
+        """[V, 3, S, S] -> [V, g * g, 3 * patch * patch], g = S // patch; the rest of S is cut."""
 
     def table(self, weight: str, rows: NDArray[np.int64]) -> V:
         """These rows of a weight, as a constant [len(rows), D]."""

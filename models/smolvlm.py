@@ -25,6 +25,7 @@ __all__ = [
     "HEAD",
     "LEAD_IN",
     "decoder",
+    "group_of",
     "head",
     "position_rows",
     "prompt_record",
@@ -148,7 +149,7 @@ def vision(ops: Ops[V], spec: ModelSpec, pixels: V) -> V:
     """pixels [V, 3, S, S] -> visual tokens [V, n, D] in the text model's width."""
     tower, grid = spec.vision, spec.vision.grid
     stem = f"{_VISION}.embeddings"
-    patches = ops.patchify(pixels, grid, tower.patch_size)
+    patches = ops.patchify(pixels, tower.image_size, tower.patch_size)
     x = ops.linear(patches, f"{stem}.patch_embedding.weight", f"{stem}.patch_embedding.bias")
     x = ops.add(x, ops.table(f"{stem}.position_embedding.weight", position_rows(grid)))
     for layer in range(tower.layers):
@@ -193,6 +194,15 @@ def head(ops: Ops[V], spec: ModelSpec, hidden: V, rows: tuple[int, ...] | None =
     """hidden [N, D] before the final norm -> logits [N, vocab], or those of `rows` alone."""
     x = ops.rms_norm(hidden, f"{_TEXT}.norm.weight", spec.text.eps)
     return ops.linear(x, HEAD, None, rows)
+
+
+def group_of(name: str) -> str:
+    """The part of the model a weight belongs to, as reports call it."""
+    if name in (EMBEDDINGS, HEAD):
+        return "embeddings" if name == EMBEDDINGS else "head"
+    if name == _CONNECTOR:
+        return "connector"
+    return "vision" if name.startswith(_VISION) else "decoder"
 
 
 def weight_names(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -1,0 +1,155 @@
+"""A checkpoint, opened: everything about it that export reads.
+
+Takes a folder or a Hub id; gives config, spec, preprocessing, tokenizer, weights and the judge
+card, each checked against the others. Knows no bundle and no graph.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from edgejudge.bundle import ConceptRecord, PromptRecord, TokensRecord, from_json
+from edgejudge.errors import ExportError
+from edgejudge.export.weights import CheckpointWeights
+from edgejudge.models import family_for
+from edgejudge.models.hf_config import HfConfig, read_json
+from edgejudge.models.image import ImageSpec, read_image_spec
+from edgejudge.models.spec import ModelSpec
+from edgejudge.models.tokenizer import Tokenizer, VerdictLabels, label_ids
+
+__all__ = ["CardPolicy", "Checkpoint", "JudgeCard", "open_checkpoint"]
+
+_CARD = "judge.json"
+_CARD_VERSION = 1
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True, slots=True)
+class CardPolicy:
+    policy: str
+    thresholds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeCard:
+    """judge.json: how a checkpoint wants to be asked, and what it claims to know."""
+
+    schema_version: int
+    name: str
+    question_template: str
+    labels: dict[str, tuple[str, ...]]
+    concepts: tuple[ConceptRecord, ...]
+    policies: tuple[CardPolicy, ...]
+    band: float
+    calibration_set: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    folder: Path
+    family: ModuleType
+    spec: ModelSpec
+    image: ImageSpec
+    tokenizer: Tokenizer
+    tokens: TokensRecord
+    prompt: PromptRecord
+    labels: VerdictLabels
+    card: JudgeCard
+    weights: CheckpointWeights
+
+    @property
+    def calibration_folder(self) -> Path | None:
+        """The judge card's calibration set: inside the checkpoint, or a folder beside it."""
+        name = self.card.calibration_set
+        if name is None:
+            return None
+        for folder in (self.folder / name, self.folder.parent / name):
+            if (folder / "questions.json").is_file():
+                return folder
+        raise ExportError(
+            f"{self.folder / _CARD}: calibration set {name!r} is neither in the checkpoint nor "
+            "beside it, as a folder with questions.json"
+        )
+
+
+def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
+    folder = _find(checkpoint)
+    config = HfConfig(read_json(folder / "config.json"), str(folder / "config.json"))
+    family = family_for(config)
+    spec: ModelSpec = family.read_spec(config)
+    image = read_image_spec(folder)
+    if image.view != spec.vision.image_size:
+        raise ExportError(
+            f"{folder}: preprocessing makes views of {image.view} pixels, config.json means "
+            f"{spec.vision.image_size}"
+        )
+    tokenizer = Tokenizer(folder / "tokenizer.json")
+    card = _read_card(folder, family.DEFAULT_TEMPLATE)
+    aliases = {family.HEAD: family.EMBEDDINGS} if spec.text.tie_word_embeddings else {}
+    weights = CheckpointWeights(folder, aliases)
+    weights.check(family.weight_names(spec))
+    return Checkpoint(
+        folder=folder,
+        family=family,
+        spec=spec,
+        image=image,
+        tokenizer=tokenizer,
+        tokens=family.tokens_record(tokenizer, config),
+        prompt=family.prompt_record(tokenizer, spec, image, card.question_template),
+        labels=label_ids(tokenizer, family.LEAD_IN, card.labels),
+        card=card,
+        weights=weights,
+    )
+
+
+def _find(checkpoint: str | Path) -> Path:
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        return folder.resolve()
+    if not isinstance(checkpoint, str) or not _HUB_ID.fullmatch(checkpoint):
+        raise ExportError(
+            f"{checkpoint}: no such folder; give a checkpoint folder, or a Hub id like "
+            "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
+        )
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(checkpoint, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the client raises several unrelated classes
+        raise ExportError(
+            f"{checkpoint}: no such folder, and the Hub did not give it "
+            f"({str(error).splitlines()[0]}); download it and give the folder"
+        ) from None
+
+
+def _read_card(folder: Path, template: str) -> JudgeCard:
+    file = folder / _CARD
+    if not file.exists():
+        return JudgeCard(
+            schema_version=_CARD_VERSION,
+            name=folder.name,
+            question_template=template,
+            labels={"yes": ("Yes", " Yes", "yes", " yes"), "no": ("No", " No", "no", " no")},
+            concepts=(),
+            policies=(),
+            band=0.05,
+            calibration_set=None,
+        )
+    card = from_json(JudgeCard, read_json(file), str(file), ExportError)
+    if card.schema_version != _CARD_VERSION:
+        raise ExportError(f"{file}: schema_version is {card.schema_version}, not {_CARD_VERSION}")
+    if "{condition}" not in card.question_template:
+        raise ExportError(f"{file}: 'question_template' must contain {{condition}}")
+    if set(card.labels) != {"yes", "no"}:
+        raise ExportError(f"{file}: 'labels' must be 'yes' and 'no', got {list(card.labels)}")
+    if not 0 <= card.band < 0.5:
+        raise ExportError(f"{file}: 'band' is {card.band}, expected 0 to 0.5")
+    for policy in card.policies:
+        for rule, threshold in policy.thresholds.items():
+            if not 0 < threshold < 1:
+                raise ExportError(
+                    f"{file}: threshold of {policy.policy}.{rule} is {threshold}, expected 0 to 1"
+                )
+    return card

@@ -1,0 +1,137 @@
+"""The op vocabulary computed at once with torch, in float32 or float64: the reference.
+
+Takes weights by name; every op returns its result. One `EagerOps` holds one cache: `begin` states
+a pass's positions and mask, attention appends to the cache. Knows no family.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from edgejudge.export.stored import Weights
+from edgejudge.models.ops import rope_tables
+
+__all__ = ["EagerOps"]
+
+
+class EagerOps:
+    """Implements `Ops[Tensor]`."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        dtype: torch.dtype = torch.float32,
+        max_positions: int = 8192,
+    ) -> None:
+        self._source = weights
+        self._dtype = dtype
+        self._max_positions = max_positions
+        self._weights: dict[str, Tensor] = {}
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._positions = torch.zeros(0, dtype=torch.int64)
+        self._bias: Tensor | None = None
+
+    # --- the state of a pass ---
+
+    def begin(self, positions: NDArray[np.int64], bias: NDArray[np.float32] | None = None) -> None:
+        """positions [S]; bias [S, T] over cached and new tokens, or None for plain causal."""
+        self._positions = torch.from_numpy(positions)
+        self._bias = None if bias is None else torch.from_numpy(bias).to(self._dtype)
+
+    def cut(self, length: int) -> None:
+        """Forgets every cached token from `length` on."""
+        self._cache = {
+            layer: (k[:, :, :length], v[:, :, :length]) for layer, (k, v) in self._cache.items()
+        }
+
+    def tensor(self, array: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._dtype)
+
+    def plain(self, name: str) -> Tensor:
+        return self._kept(name, self._source.plain)
+
+    def embed(self, name: str, ids: Tensor) -> Tensor:
+        return self._kept(f"{name} as embedding", lambda _: self._source.embedding(name))[ids]
+
+    def _kept(self, key: str, load: Callable[[str], NDArray[np.float32]]) -> Tensor:
+        if key not in self._weights:
+            self._weights[key] = self.tensor(load(key))
+        return self._weights[key]
+
+    # --- the vocabulary ---
+
+    def linear(
+        self, x: Tensor, weight: str, bias: str | None = None, rows: tuple[int, ...] | None = None
+    ) -> Tensor:
+        if rows is None:
+            matrix = self._kept(f"{weight} as matrix", lambda _: self._source.linear(weight))
+        else:
+            matrix = self._kept(
+                f"{weight} rows {rows}", lambda _: self._source.plain(weight)[list(rows)]
+            )
+        return functional.linear(x, matrix, None if bias is None else self.plain(bias))
+
+    def layer_norm(self, x: Tensor, weight: str, bias: str, eps: float) -> Tensor:
+        scale = self.plain(weight)
+        return functional.layer_norm(x, scale.shape, scale, self.plain(bias), eps)
+
+    def rms_norm(self, x: Tensor, weight: str, eps: float) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * self.plain(weight)
+
+    def activation(self, x: Tensor, kind: str) -> Tensor:
+        if kind == "silu":
+            return functional.silu(x)
+        return functional.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def mul(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * y
+
+    def patchify(self, pixels: Tensor, image_size: int, patch: int) -> Tensor:
+        # unfold drops what does not fill a patch: [V, 3, g, g, p, p]
+        x = pixels.unfold(2, patch, patch).unfold(3, patch, patch)
+        return x.permute(0, 2, 3, 1, 4, 5).reshape(len(x), -1, 3 * patch * patch)
+
+    def table(self, weight: str, rows: NDArray[np.int64]) -> Tensor:
+        return self.plain(weight)[torch.from_numpy(rows)]
+
+    def pixel_shuffle(self, x: Tensor, grid: int, scale: int) -> Tensor:
+        side = grid // scale
+        x = x.reshape(len(x), side, scale, side, -1)
+        return x.transpose(2, 3).reshape(len(x), side * side, -1)
+
+    def full_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+        parts = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        out = functional.scaled_dot_product_attention(*parts, scale=scale)
+        return out.transpose(1, 2).flatten(2)
+
+    def rope(self, x: Tensor, heads: int, head_dim: int, theta: float) -> Tensor:
+        tables = rope_tables(theta, head_dim, self._max_positions)
+        cos, sin = (self.tensor(t)[self._positions][:, None] for t in tables)  # [S, 1, H / 2]
+        low, high = x.unflatten(-1, (heads, head_dim)).chunk(2, -1)  # [1, S, heads, H / 2]
+        return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).flatten(2)
+
+    def cached_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, heads: int, kv_heads: int, scale: float
+    ) -> Tensor:
+        q = q.unflatten(-1, (heads, -1)).transpose(1, 2)  # [1, heads, S, H]
+        k, v = (x.unflatten(-1, (kv_heads, -1)).transpose(1, 2) for x in (k, v))
+        if layer in self._cache:
+            past_k, past_v = self._cache[layer]
+            k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
+        self._cache[layer] = (k, v)
+        new, total = q.shape[2], k.shape[2]
+        bias = self._bias
+        if bias is None:
+            allowed = torch.ones(new, total, dtype=torch.bool).tril(total - new)
+            bias = torch.zeros(new, total, dtype=self._dtype).masked_fill(~allowed, -torch.inf)
+        groups = heads // kv_heads
+        k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
+        out = functional.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+        return out.transpose(1, 2).flatten(2)

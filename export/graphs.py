@@ -1,0 +1,132 @@
+"""The graphs of the `cpu` target: one function per stage.
+
+Takes a family's forward pass, a spec and a maker of graph builders; writes .onnx files into the
+bundle's folder and gives their records. Knows no family and no recipe.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+from edgejudge.bundle import GraphRecord, KvRecord, PartRecord
+from edgejudge.export.onnx_ops import OnnxOps
+from edgejudge.models.spec import ModelSpec
+
+__all__ = ["TARGET", "split_layers", "write_graphs"]
+
+TARGET = "cpu"
+_SMALLEST_BUCKET = 512
+
+
+def split_layers(layers: int, per_part: int | None) -> list[range]:
+    """Runs of layers, all of the same length but the last; None is one run."""
+    step = per_part or layers
+    return [range(first, min(first + step, layers)) for first in range(0, layers, step)]
+
+
+def write_graphs(
+    folder: Path,
+    family: ModuleType,
+    spec: ModelSpec,
+    label_rows: tuple[int, ...],
+    parts: list[range],
+    make_ops: Callable[[str], OnnxOps],
+) -> tuple[tuple[GraphRecord, ...], tuple[PartRecord, ...]]:
+    graphs = [_vision(folder, family, spec, make_ops)]
+    records = []
+    for index, layers in enumerate(parts):
+        graph, part = _decoder(folder, family, spec, index, layers, make_ops)
+        graphs.append(graph)
+        records.append(part)
+    graphs.append(_head(folder, family, spec, "verdict_head", label_rows, make_ops))
+    graphs.append(_head(folder, family, spec, "lm_head", None, make_ops))
+    return tuple(graphs), tuple(records)
+
+
+def _vision(
+    folder: Path, family: ModuleType, spec: ModelSpec, make_ops: Callable[[str], OnnxOps]
+) -> GraphRecord:
+    ops = make_ops("vision")
+    side = spec.vision.image_size
+    pixels = ops.input("pixel_values", "float32", "V", 3, side, side)
+    tokens = family.vision(ops, spec, pixels)
+    ops.output(tokens, "visual_tokens", "float32", "V", spec.visual_tokens, spec.text.hidden)
+    return _save(folder, ops, "vision", None, None)
+
+
+def _decoder(
+    folder: Path,
+    family: ModuleType,
+    spec: ModelSpec,
+    index: int,
+    layers: range,
+    make_ops: Callable[[str], OnnxOps],
+) -> tuple[GraphRecord, PartRecord]:
+    ops, text = make_ops(f"decoder_{index}"), spec.text
+    hidden = ops.input("hidden", "float32", 1, "S", text.hidden)
+    ops.input("position_ids", "int64", 1, "S")
+    ops.input("attention_bias", "float32", 1, 1, "S", "T")
+    ops.input("seqlens_k", "int32", 1)
+    ops.input("total_sequence_length", "int32")
+    for layer in layers:
+        for name in ("key", "value"):
+            ops.input(f"past_{name}_{layer}", "float32", 1, text.kv_heads, "C", text.head_dim)
+    hidden = family.decoder(ops, spec, hidden, layers)
+    ops.output(hidden, "hidden_out", "float32", 1, "S", text.hidden)
+    for layer in layers:
+        for name in ("key", "value"):
+            value = f"present_{name}_{layer}"
+            ops.output(value, value, "float32", 1, text.kv_heads, "C", text.head_dim)
+    kv = KvRecord(
+        layout="BNSH",
+        dtype="float32",
+        kv_heads=text.kv_heads,
+        head_dim=text.head_dim,
+        scales=None,
+        length_buckets=tuple(_buckets(text.max_positions)),
+    )
+    part = PartRecord(index, layers[0], layers[-1], ops.weight_bytes)
+    return _save(folder, ops, "decoder", index, kv), part
+
+
+def _head(
+    folder: Path,
+    family: ModuleType,
+    spec: ModelSpec,
+    stage: str,
+    rows: tuple[int, ...] | None,
+    make_ops: Callable[[str], OnnxOps],
+) -> GraphRecord:
+    ops = make_ops(stage)
+    hidden = ops.input("hidden", "float32", "N", spec.text.hidden)
+    logits = family.head(ops, spec, hidden, rows)
+    name = "logits" if rows is None else "label_logits"
+    ops.output(logits, name, "float32", "N", spec.text.vocab if rows is None else len(rows))
+    return _save(folder, ops, stage, None, None)
+
+
+def _buckets(longest: int) -> Iterator[int]:
+    """Capacities a KV buffer is allocated in: doubling, up to the longest sequence."""
+    length = _SMALLEST_BUCKET
+    while length < longest:
+        yield length
+        length *= 2
+    yield longest
+
+
+def _save(
+    folder: Path, ops: OnnxOps, stage: str, part: int | None, kv: KvRecord | None
+) -> GraphRecord:
+    file = f"{TARGET}.{stage}.onnx" if part is None else f"{TARGET}.{stage}.{part}.onnx"
+    (folder / file).write_bytes(ops.model())
+    return GraphRecord(
+        target=TARGET,
+        stage=stage,
+        part=part,
+        shape="dynamic",
+        file=file,
+        weight_files=ops.weight_files,
+        inputs=ops.inputs,
+        outputs=ops.outputs,
+        kv=kv,
+    )

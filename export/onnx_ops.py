@@ -1,0 +1,298 @@
+"""The op vocabulary as ONNX nodes for the `cpu` target, with ONNX Runtime's fused operators.
+
+Takes a checkpoint's weights, a recipe and a weight store; every op appends nodes to one graph, and
+`model` gives it. Weights go to the store in the recipe's precision. Knows no family.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edgejudge.bundle import TensorRecord
+from edgejudge.export.ledger import Ledger
+from edgejudge.export.quantize import quantize
+from edgejudge.export.recipe import Recipe
+from edgejudge.export.store import Place, WeightStore
+from edgejudge.models.ops import rope_tables
+
+__all__ = ["IR_VERSION", "OPSETS", "OnnxOps"]
+
+IR_VERSION = 10  # onnx's own default is newer than the runtimes read
+OPSETS = {"": 21, "com.microsoft": 1}
+_FLOAT_FILE = "weights.f32.bin"
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "uint8": TensorProto.UINT8,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+}
+
+
+class OnnxOps:
+    """Implements `Ops[str]`: values are the names of graph values."""
+
+    def __init__(
+        self,
+        name: str,
+        weights: Callable[[str], NDArray[np.float32]],
+        recipe: Recipe,
+        store: WeightStore,
+        ledger: Ledger,
+        max_positions: int,
+    ) -> None:
+        self._name = name
+        self._weights = weights
+        self._recipe = recipe
+        self._store = store
+        self._ledger = ledger
+        self._max_positions = max_positions
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[TensorRecord] = []
+        self._outputs: list[TensorRecord] = []
+        self._used: dict[str, Place] = {}
+
+    # --- graph ---
+
+    def input(self, name: str, dtype: str, *shape: int | str) -> str:
+        self._inputs.append(TensorRecord(name, dtype, tuple(map(str, shape))))
+        return name
+
+    def output(self, value: str, name: str, dtype: str, *shape: int | str) -> None:
+        if value != name:
+            self._node("Identity", [value], output=name)
+        self._outputs.append(TensorRecord(name, dtype, tuple(map(str, shape))))
+
+    @property
+    def inputs(self) -> tuple[TensorRecord, ...]:
+        return tuple(self._inputs)
+
+    @property
+    def outputs(self) -> tuple[TensorRecord, ...]:
+        return tuple(self._outputs)
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        return tuple(sorted({place.file for place in self._used.values()}))
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(place.bytes for place in self._used.values())
+
+    def model(self) -> bytes:
+        """The serialized model; the same calls give the same bytes."""
+        graph = helper.make_graph(
+            self._nodes,
+            self._name,
+            [_value_info(t) for t in self._inputs],
+            [_value_info(t) for t in self._outputs],
+            list(self._initializers.values()),
+        )
+        model = helper.make_model(
+            graph,
+            producer_name="edgejudge",
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid(d, v) for d, v in OPSETS.items()],
+        )
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def _node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        *,
+        domain: str = "",
+        output: str | None = None,
+        extra_outputs: Sequence[str] = (),
+        **attributes: object,
+    ) -> str:
+        name = f"{op}_{len(self._nodes)}"
+        out = output or f"{name}/out"
+        self._nodes.append(
+            helper.make_node(
+                op, list(inputs), [out, *extra_outputs], name=name, domain=domain, **attributes
+            )
+        )
+        return out
+
+    def _constant(self, values: Sequence[int]) -> str:
+        """A small shape-like constant, inside the graph itself."""
+        name = "const_" + "_".join(str(v).replace("-", "m") for v in values)
+        if name not in self._initializers:
+            array = np.array(values, np.int64)
+            self._initializers[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def _weight(self, key: str, file: str, make: Callable[[], NDArray[np.generic]]) -> str:
+        """A weight by reference; `make` runs only when no graph has stored it yet."""
+        if key in self._initializers:
+            return key
+        place = self._store.get(key) or self._store.put(key, file, make())
+        tensor = TensorProto(
+            name=key,
+            data_type=_TYPES[place.dtype],
+            dims=place.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        for field, value in (
+            ("location", place.file),
+            ("offset", place.offset),
+            ("length", place.bytes),
+        ):
+            tensor.external_data.add(key=field, value=str(value))
+        self._initializers[key] = tensor
+        self._used[key] = place
+        return key
+
+    def _float(self, name: str) -> str:
+        return self._weight(name, _FLOAT_FILE, lambda: self._ledger.plain(name, self._weights))
+
+    # --- the vocabulary ---
+
+    def linear(
+        self, x: str, weight: str, bias: str | None = None, rows: tuple[int, ...] | None = None
+    ) -> str:
+        # A few rows of the head decide every verdict and weigh nothing: they stay exact.
+        if self._recipe.bits is None or rows is not None:
+            key = f"{weight}.T" if rows is None else f"{weight}.rows.T"
+
+            def transposed() -> NDArray[np.float32]:
+                matrix = self._ledger.plain(weight, self._weights, count=rows is None)
+                matrix = matrix.reshape(len(matrix), -1)
+                kept = matrix if rows is None else matrix[list(rows)]
+                return np.ascontiguousarray(kept.T)
+
+            y = self._node("MatMul", [x, self._weight(key, _FLOAT_FILE, transposed)])
+            return y if bias is None else self.add(y, self._float(bias))
+        return self._quantized(x, weight, bias)
+
+    def _quantized(self, x: str, weight: str, bias: str | None) -> str:
+        recipe, bits = self._recipe, self._recipe.bits or 0
+        file = f"weights.q{bits}.bin"
+        level_key, scale_key = f"{weight}.q{bits}", f"{weight}.q{bits}.scales"
+        if self._store.get(level_key) is None:
+            matrix = self._weights(weight)
+            matrix = matrix.reshape(len(matrix), -1)
+            q = quantize(matrix, bits, recipe.block)
+            self._ledger.quantized(weight, matrix, q)
+            self._store.put(level_key, file, q.levels)
+            self._store.put(scale_key, file, q.scales)
+        shape = self._ledger.matrix_shapes[weight]
+        inputs = [
+            x,
+            self._weight(level_key, file, _never),
+            self._weight(scale_key, file, _never),
+        ]
+        if bias is not None:
+            inputs += ["", "", self._float(bias)]
+        return self._node(
+            "MatMulNBits",
+            inputs,
+            domain="com.microsoft",
+            N=shape[0],
+            K=shape[1],
+            bits=bits,
+            block_size=recipe.block,
+            accuracy_level=recipe.accuracy_level,
+        )
+
+    def layer_norm(self, x: str, weight: str, bias: str, eps: float) -> str:
+        inputs = [x, self._float(weight), self._float(bias)]
+        return self._node("LayerNormalization", inputs, axis=-1, epsilon=eps)
+
+    def rms_norm(self, x: str, weight: str, eps: float) -> str:
+        inputs = [x, self._float(weight)]
+        return self._node("SimplifiedLayerNormalization", inputs, axis=-1, epsilon=eps)
+
+    def activation(self, x: str, kind: str) -> str:
+        if kind == "silu":
+            return self._node("QuickGelu", [x], domain="com.microsoft", alpha=1.0)
+        return self._node("Gelu", [x], approximate="tanh" if kind == "gelu_tanh" else "none")
+
+    def add(self, x: str, y: str) -> str:
+        return self._node("Add", [x, y])
+
+    def mul(self, x: str, y: str) -> str:
+        return self._node("Mul", [x, y])
+
+    def reshape(self, x: str, *shape: int) -> str:
+        """0 keeps a dimension, -1 takes what is left."""
+        return self._node("Reshape", [x, self._constant(shape)])
+
+    def patchify(self, pixels: str, image_size: int, patch: int) -> str:
+        grid = image_size // patch
+        if image_size % patch:
+            ends = self._constant([grid * patch] * 2)
+            inputs = [pixels, self._constant([0, 0]), ends, self._constant([2, 3])]
+            pixels = self._node("Slice", inputs)
+        x = self.reshape(pixels, 0, 3, grid, patch, grid, patch)
+        x = self._node("Transpose", [x], perm=[0, 2, 4, 1, 3, 5])
+        return self.reshape(x, 0, grid * grid, 3 * patch * patch)
+
+    def table(self, weight: str, rows: NDArray[np.int64]) -> str:
+        return self._weight(
+            f"{weight}.rows",
+            _FLOAT_FILE,
+            lambda: self._ledger.plain(weight, self._weights)[rows],
+        )
+
+    def pixel_shuffle(self, x: str, grid: int, scale: int) -> str:
+        side = grid // scale
+        # [V, side, scale, side, scale * D] -> a token holds scale rows of scale patches
+        x = self.reshape(x, 0, side, scale, side, -1)
+        x = self._node("Transpose", [x], perm=[0, 1, 3, 2, 4])
+        return self.reshape(x, 0, side * side, -1)
+
+    def full_attention(self, q: str, k: str, v: str, heads: int, scale: float) -> str:
+        return self._node(
+            "MultiHeadAttention",
+            [q, k, v],
+            domain="com.microsoft",
+            num_heads=heads,
+            scale=scale,
+        )
+
+    def rope(self, x: str, heads: int, head_dim: int, theta: float) -> str:
+        tables = rope_tables(theta, head_dim, self._max_positions)
+        names = [
+            self._weight(f"rope.{name}", _FLOAT_FILE, lambda t=table: t)  # type: ignore[misc]
+            for name, table in zip(("cos", "sin"), tables, strict=True)
+        ]
+        return self._node(
+            "RotaryEmbedding",
+            [x, "position_ids", *names],
+            domain="com.microsoft",
+            num_heads=heads,
+            rotary_embedding_dim=head_dim,
+        )
+
+    def cached_attention(
+        self, q: str, k: str, v: str, layer: int, heads: int, kv_heads: int, scale: float
+    ) -> str:
+        return self._node(
+            "GroupQueryAttention",
+            [
+                *(q, k, v),
+                *(f"past_key_{layer}", f"past_value_{layer}"),
+                *("seqlens_k", "total_sequence_length"),
+                *("", "", "", "attention_bias"),
+            ],
+            domain="com.microsoft",
+            extra_outputs=[f"present_key_{layer}", f"present_value_{layer}"],
+            num_heads=heads,
+            kv_num_heads=kv_heads,
+            scale=scale,
+            do_rotary=0,
+        )
+
+
+def _never() -> NDArray[np.generic]:
+    raise AssertionError("a quantized weight is stored before it is used")
+
+
+def _value_info(tensor: TensorRecord) -> onnx.ValueInfoProto:
+    shape = [int(d) if d.isdigit() else d for d in tensor.shape]
+    return helper.make_tensor_value_info(tensor.name, _TYPES[tensor.dtype], shape)

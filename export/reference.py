@@ -1,0 +1,92 @@
+"""The reference judge: a family's forward pass over the eager backend.
+
+Takes a spec and weights by name; gives label logits and full logits for token ids and visual
+tokens, one question at a time over a kept prefix. Slow and plain on purpose: bundles are measured
+against it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgejudge.export.eager import EagerOps
+from edgejudge.export.stored import Weights
+from edgejudge.models import family_named
+from edgejudge.models.spec import ModelSpec
+
+__all__ = ["Reference"]
+
+
+class Reference:
+    """Holds one prefix at a time; `score` asks questions over it."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        image_token_id: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.spec = spec
+        self._image_token_id = image_token_id
+        self._family = family_named(spec.family)
+        self._ops = EagerOps(weights, dtype, spec.text.max_positions)
+        self._length = 0
+
+    @torch.inference_mode()
+    def encode(self, pixel_values: NDArray[np.float32]) -> Tensor:
+        """pixel_values [V, 3, S, S] -> visual tokens [V * n, D], view by view."""
+        views = [
+            self._family.vision(self._ops, self.spec, self._ops.tensor(view[None]))[0]
+            for view in pixel_values
+        ]
+        return torch.cat(views)
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int], visual: Tensor | None = None) -> Tensor:
+        """Starts over with these ids; visual rows replace the image tokens. Gives hidden [S, D]."""
+        self._ops.cut(0)
+        self._length = 0
+        return self.extend(ids, visual)
+
+    @torch.inference_mode()
+    def extend(self, ids: Sequence[int], visual: Tensor | None = None) -> Tensor:
+        """Appends ids to the cache; gives their hidden states before the final norm, [S, D]."""
+        index = torch.tensor(ids, dtype=torch.int64)
+        hidden = self._ops.embed(self._family.EMBEDDINGS, index)  # [S, D]
+        if visual is not None:
+            hidden[index == self._image_token_id] = visual
+        self._ops.begin(np.arange(self._length, self._length + len(ids), dtype=np.int64))
+        layers = range(self.spec.text.layers)
+        hidden = self._family.decoder(self._ops, self.spec, hidden[None], layers)[0]
+        self._length += len(ids)
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor, rows: tuple[int, ...] | None = None) -> Tensor:
+        """hidden [N, D] -> logits [N, vocab], or those of `rows` alone."""
+        result: Tensor = self._family.head(self._ops, self.spec, hidden, rows)
+        return result
+
+    @torch.inference_mode()
+    def score(
+        self, branches: Sequence[Sequence[int]], rows: tuple[int, ...] | None
+    ) -> NDArray[np.float64]:
+        """Logits [B, R] at the end of each branch over the cached prefix, which stays."""
+        length, ends = self._length, []
+        for branch in branches:
+            ends.append(self.extend(branch)[-1])
+            self._ops.cut(length)
+            self._length = length
+        return self.logits(torch.stack(ends), rows).to(torch.float64).numpy()
+
+    def score_blind(
+        self, prompts: Sequence[Sequence[int]], rows: tuple[int, ...] | None
+    ) -> NDArray[np.float64]:
+        """The same for whole prompts, each on its own."""
+        self._ops.cut(0)
+        self._length = 0
+        return self.score(prompts, rows)

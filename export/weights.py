@@ -1,0 +1,117 @@
+"""Weights of a checkpoint folder, one tensor at a time.
+
+Takes *.safetensors, in one file or in shards; gives float32 arrays by name. Files are mapped, so
+memory holds the tensor in hand and no more. Knows no family beyond the names it is told to expect.
+"""
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.errors import ExportError
+from edgejudge.models.hf_config import read_json
+
+__all__ = ["CheckpointWeights"]
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+class _Place(NamedTuple):
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+
+class CheckpointWeights:
+    """`aliases` maps a name to the one whose tensor stands in for it where it is absent."""
+
+    def __init__(self, folder: Path, aliases: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self._places: dict[str, _Place] = {}
+        for file in _files(folder):
+            self._places.update(_read_header(file))
+        for name, source in (aliases or {}).items():
+            if name not in self._places and source in self._places:
+                self._places[name] = self._places[source]
+
+    def check(self, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+        """Refuses a checkpoint whose tensors are not these, each in this shape."""
+        wanted = dict(expected)
+        missing = sorted(set(wanted) - set(self._places))
+        unknown = sorted(set(self._places) - set(wanted))
+        for problem, names in (("lacks", missing), ("has the unexpected", unknown)):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                raise ExportError(
+                    f"{self.folder}: the checkpoint {problem} weight "
+                    f"{', '.join(names[:3])}{more}; it is not of this family, or incomplete"
+                )
+        for name, shape in wanted.items():
+            if self._places[name].shape != shape:
+                raise ExportError(
+                    f"{self.folder}: weight {name} has shape {self._places[name].shape}, "
+                    f"config.json means {shape}"
+                )
+
+    def __call__(self, name: str) -> NDArray[np.float32]:
+        place = self._places[name]
+        raw = np.memmap(
+            place.file, np.uint8, "r", offset=place.offset, shape=(max(place.bytes, 1),)
+        )[: place.bytes]
+        values = raw.view(_DTYPES[place.dtype]).reshape(place.shape)
+        if place.dtype == "BF16":  # the upper half of a float32
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32)
+
+    @property
+    def parameters(self) -> int:
+        return sum(int(np.prod(p.shape)) for p in set(self._places.values()))
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / _INDEX).exists():
+        shards = read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(shards, dict):
+            raise ExportError(f"{folder / _INDEX}: 'weight_map' must be an object")
+        names = sorted({str(s) for s in shards.values()})
+        for name in names:
+            if Path(name).name != name:
+                raise ExportError(f"{folder / _INDEX}: shard {name!r} does not lie in the folder")
+        return [folder / name for name in names]
+    if (folder / _SINGLE).exists():
+        return [folder / _SINGLE]
+    raise ExportError(f"{folder}: holds neither {_SINGLE} nor {_INDEX}; save it as safetensors")
+
+
+def _read_header(file: Path) -> dict[str, _Place]:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size - 8:
+                raise ValueError("the header is longer than the file")
+            header: dict[str, Any] = json.loads(stream.read(length))
+        places = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            shape = tuple(int(n) for n in entry["shape"])
+            if entry["dtype"] not in _DTYPES:
+                raise ValueError(f"{name} has dtype {entry['dtype']}, only floats are supported")
+            item = np.dtype(_DTYPES[entry["dtype"]]).itemsize
+            if end - begin != int(np.prod(shape)) * item or 8 + length + end > size:
+                raise ValueError(f"{name} does not fit its place; the file is cut short or damaged")
+            places[name] = _Place(file, entry["dtype"], shape, 8 + length + begin, end - begin)
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise ExportError(f"{file}: not readable safetensors ({error})") from None
+    return places
