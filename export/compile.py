@@ -96,6 +96,11 @@ class Compiler:
         for entry in self._checkpoint.card.policies:
             if entry.policy == policy.name:
                 thresholds = entry.thresholds
+        if unknown := sorted(set(thresholds) - {rule.id for rule in policy.rules}):
+            raise ExportError(
+                f"the judge card has a threshold for rule {unknown[0]!r}, "
+                f"which policy {policy.name!r} does not have"
+            )
         return CompiledPolicy(
             name=policy.name,
             version=policy.version,
