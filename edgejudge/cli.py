@@ -6,7 +6,7 @@ modules are light; whatever is heavy is imported when the subcommand runs.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from edgejudge import __version__, cli_screen
@@ -34,13 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"edgejudge {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    runners = {}
+    runners: dict[str, Callable[[argparse.Namespace], int]] = {}
     for module in _COMMANDS:
-        subparser = module.add_parser(subparsers)
-        subparser.add_argument(
-            "--debug", action="store_true", help="show the traceback of an error"
-        )
-        runners[subparser.prog.split()[-1]] = module.run
+        module.add_parser(subparsers)
+        for name, subparser in subparsers.choices.items():
+            if name not in runners:
+                runners[name] = module.run
+                subparser.add_argument(
+                    "--debug", action="store_true", help="show the traceback of an error"
+                )
     args = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         # A file name may hold bytes that the terminal's encoding has no sign for.

@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -59,10 +60,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
 
 
 def find_files(path: str) -> Iterator[str]:
@@ -93,8 +93,8 @@ def _is_file_or_lost(path: str) -> bool:
         return True
 
 
-def exit_code(outcomes: set[str | None]) -> int:
-    """From the verdicts of a run that was not stopped; None is a failure."""
+def exit_code(outcomes: set[str]) -> int:
+    """From the outcomes that occurred: unsafe, uncertain, safe, failed."""
     if "unsafe" in outcomes:
         return 1
     return 3 if outcomes - {"safe"} else 0
@@ -119,11 +119,11 @@ def run(args: argparse.Namespace) -> int:
         return 130
     except BundleError as error:
         # Files are hashed when first used, so damage can show after the first rows.
-        if not printer.verdicts:
+        if not printer.counts:
             raise
         printer.finish("stopped, ")
         print(f"error: {error}", file=sys.stderr)
-        return exit_code({None} | {verdict.verdict for verdict in printer.verdicts})
+        return exit_code({"failed", *printer.counts})
     except BrokenPipeError:
         # The reader of stdout has left. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         if out is not None:
             out.close()
     printer.finish("")
-    return exit_code({verdict.verdict for verdict in printer.verdicts})
+    return exit_code(set(printer.counts))
 
 
 def _open_new(path: str) -> TextIO:
@@ -150,10 +150,11 @@ def _open_new(path: str) -> TextIO:
 
 
 class _Printer:
-    """Rows as they come to the JSON outputs, and a table of all of them at the end."""
+    """Rows as they come to the JSON outputs, or a table of all of them at the end."""
 
     def __init__(self, as_json: bool, out: TextIO | None, count: int) -> None:
-        self.verdicts: list[Verdict] = []
+        self.counts: Counter[str] = Counter()
+        self._rows: list[tuple[str, str, str, str]] = []
         self._as_json = as_json
         self._out = out
         self._count = count
@@ -161,7 +162,9 @@ class _Printer:
         self._shows_progress = sys.stderr.isatty() and count > 1
 
     def add(self, verdict: "Verdict") -> None:
-        self.verdicts.append(verdict)
+        from edgejudge.report import outcome, row
+
+        self.counts[outcome(verdict)] += 1
         if self._as_json or self._out:
             line = json.dumps(verdict.to_json(), allow_nan=False)
             if self._out:
@@ -169,22 +172,24 @@ class _Printer:
                 self._out.flush()
             if self._as_json:
                 print(line, flush=True)
+        if not self._as_json:
+            self._rows.append(row(verdict))
         if self._shows_progress:
-            print(f"\r{len(self.verdicts)}/{self._count}", end="", file=sys.stderr, flush=True)
+            done = self.counts.total()
+            print(f"\r{done}/{self._count}", end="", file=sys.stderr, flush=True)
 
     def finish(self, prefix: str) -> None:
         from edgejudge.report import plain_table, print_rich_table, tally
 
         if self._shows_progress:
             print("\r\x1b[K", end="", file=sys.stderr)
-        if self.verdicts and not self._as_json:
-            if sys.stdout.isatty():
-                print_rich_table(self.verdicts, sys.stdout)
-            else:
-                print(plain_table(self.verdicts))
+        if self._rows and sys.stdout.isatty():
+            print_rich_table(self._rows, sys.stdout)
+        elif self._rows:
+            print(plain_table(self._rows))
         elapsed_s = time.perf_counter() - self._began_s
         print(
-            f"{prefix}{len(self.verdicts)} of {self._count} judged in {elapsed_s:.2f} s: "
-            f"{tally(self.verdicts)}",
+            f"{prefix}{self.counts.total()} of {self._count} judged in {elapsed_s:.2f} s: "
+            f"{tally(self.counts)}",
             file=sys.stderr,
         )

@@ -22,7 +22,7 @@ from edgejudge.verdict import Note
 
 __all__ = ["CODES", "ImageInput", "Limits", "Picture", "decode", "read_bytes"]
 
-ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]"
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]
 
 CODES = {
     "missing": "there is nothing at this path",
@@ -58,6 +58,8 @@ _REFUSED = (
     (0, b"\xff\x0a", "JPEG XL"),
     (4, b"JXL \r\n", "JPEG XL"),
 )
+# Beginnings of readable kinds: a file that has one and is still not recognised has been damaged.
+_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,10 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
                 raise InputError(
                     "unsupported_format", f"{name} is not decoded; convert it to {_READABLE}"
                 ) from error
+        if data.startswith(_BEGINNINGS):
+            raise InputError(
+                "undecodable", "the image is damaged at its beginning; get another copy"
+            ) from error
         raise InputError(
             "not_an_image", f"not an image that can be read; expected {_READABLE}"
         ) from error

@@ -1,15 +1,27 @@
 """Verdicts as a table for people: rich on a terminal, aligned text elsewhere.
 
-Takes verdicts; gives lines, or draws on a terminal. Knows nothing of how they were reached. File
-names are hostile here too: what could steer a terminal is escaped.
+Takes verdicts; gives rows of text, lines, or draws on a terminal. Knows nothing of how verdicts
+were reached. File names are hostile here too: what could steer a terminal is escaped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from edgejudge.verdict import RuleVerdict, Verdict
 
-__all__ = ["outcome", "plain_table", "print_rich_table", "reason", "tally"]
+__all__ = [
+    "OUTCOMES",
+    "Row",
+    "outcome",
+    "plain_table",
+    "print_rich_table",
+    "reason",
+    "row",
+    "tally",
+]
+
+Row = tuple[str, str, str, str]
+OUTCOMES = ("unsafe", "uncertain", "safe", "failed")
 
 _HEADINGS = ("path", "verdict", "why", "ms")
 _STYLES = {"safe": "green", "unsafe": "bold red", "uncertain": "yellow", "failed": "magenta"}
@@ -31,25 +43,29 @@ def reason(verdict: Verdict) -> str:
     return ", ".join(doubts)
 
 
-def tally(verdicts: Sequence[Verdict]) -> str:
+def row(verdict: Verdict) -> Row:
+    """What a table keeps of a verdict."""
+    total_ms = sum(verdict.stages_ms.values())
+    path = _printable(verdict.path or "(in memory)")
+    return path, outcome(verdict), _printable(reason(verdict)), f"{total_ms:.0f}"
+
+
+def tally(counts: Mapping[str, int]) -> str:
     """How often each outcome occurred, as in `2 unsafe, 1 uncertain, 5 safe, 0 failed`."""
-    counts = dict.fromkeys(("unsafe", "uncertain", "safe", "failed"), 0)
-    for verdict in verdicts:
-        counts[outcome(verdict)] += 1
-    return ", ".join(f"{count} {word}" for word, count in counts.items())
+    return ", ".join(f"{counts.get(word, 0)} {word}" for word in OUTCOMES)
 
 
-def plain_table(verdicts: Sequence[Verdict]) -> str:
+def plain_table(rows: Sequence[Row]) -> str:
     """Aligned columns, one line per picture."""
-    rows = [_HEADINGS, *(_cells(verdict) for verdict in verdicts)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS) - 1)]
+    lines = [_HEADINGS, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
     return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-        for row in rows
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
 
 
-def print_rich_table(verdicts: Sequence[Verdict], stream: TextIO) -> None:
+def print_rich_table(rows: Sequence[Row], stream: TextIO) -> None:
     """Draws on a terminal. rich is imported here alone: a pipe never pays for it."""
     from rich.console import Console
     from rich.table import Table
@@ -57,17 +73,10 @@ def print_rich_table(verdicts: Sequence[Verdict], stream: TextIO) -> None:
 
     table = Table(*_HEADINGS[:-1], header_style="bold", box=None, pad_edge=False)
     table.add_column(_HEADINGS[-1], justify="right")
-    for verdict in verdicts:
-        path, word, why, ms = _cells(verdict)
+    for path, word, why, ms in rows:
         # Text, not str: square brackets in a file name are no markup.
         table.add_row(Text(path, overflow="fold"), Text(word, _STYLES[word]), Text(why), Text(ms))
     Console(file=stream).print(table)
-
-
-def _cells(verdict: Verdict) -> tuple[str, str, str, str]:
-    total_ms = sum(verdict.stages_ms.values())
-    path = _printable(verdict.path or "(in memory)")
-    return path, outcome(verdict), _printable(reason(verdict)), f"{total_ms:.0f}"
 
 
 def _named(rule: RuleVerdict) -> str:

@@ -1,0 +1,183 @@
+"""A judge without graphs: the real manifest records, and an engine that answers from a table.
+
+For tests of what lies around the engine. `FakeEngine.answers` maps a question's text to P(yes);
+the tokens of a question are its characters, so the engine can read it back.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.bundle import (
+    Bundle,
+    CanaryRecord,
+    CompiledCondition,
+    CompiledPolicy,
+    CompiledRule,
+    ConceptRecord,
+    EmbeddingsRecord,
+    FidelityRecord,
+    FileRecord,
+    GoldenRecord,
+    LabelMassRecord,
+    Manifest,
+    PolicyRecord,
+    PromptRecord,
+    TokensRecord,
+    sha256_of_file,
+)
+from edgejudge.judge import Judge
+from edgejudge.models.concepts import known_names, knows
+from edgejudge.models.image import ImageSpec
+from edgejudge.runtime.trace import Trace
+
+IMAGE, START, END = 1, 2, 3
+
+
+class FakeEngine:
+    """Records what it was asked; gives `answers`, or `default` for other questions."""
+
+    def __init__(self, answers: dict[str, float] | None = None, default: float = 0.01) -> None:
+        self.answers = answers or {}
+        self.default = default
+        self.asked: list[list[str]] = []
+        self.failure: Exception | None = None
+        self.trace = Trace()
+        self.placement = {"vision": "FakeProvider"}
+
+    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        with self.trace.span("vision"):
+            return np.zeros((len(pixel_values) * 4, 8), np.float32)
+
+    def prefill(self, ids: Sequence[int], visual: NDArray[np.float32] | None) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        assert visual is not None and list(ids).count(IMAGE) == len(visual)
+        return len(ids)
+
+    def score(self, prefix: Any, branches: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        with self.trace.span("score"), self._nested("decoder"):
+            texts = ["".join(chr(i) for i in ids if i != END) for ids in branches]
+        self.asked.append(texts)
+        wanted = np.array([self.answers.get(text, self.default) for text in texts])
+        logits = np.stack([np.zeros_like(wanted), np.log(wanted / (1 - wanted))], axis=1)
+        return logits.astype(np.float32)  # [B, R], row 1 is yes
+
+    def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        wide = logits.astype(np.float64)
+        return np.asarray(1 / (1 + np.exp(wide[:, 0] - wide[:, 1])), np.float64)
+
+    def _nested(self, name: str) -> AbstractContextManager[None]:
+        return self.trace.span(name)
+
+
+class ColourEngine(FakeEngine):
+    """Red pictures show a gun, grey ones perhaps, all others nothing."""
+
+    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        red, green, blue = pixel_values.mean(axis=(0, 2, 3))
+        shown = 0.95 if red > green + 0.5 else 0.5 if abs(red - blue) < 0.1 else 0.01
+        self.answers = {"a gun": shown}
+        return super().encode_image(pixel_values)
+
+
+def compiled(policy: PolicyRecord, concepts: tuple[ConceptRecord, ...] = ()) -> CompiledPolicy:
+    names = known_names(concepts)
+    rules = tuple(
+        CompiledRule(
+            rule.id,
+            rule.text,
+            rule.category,
+            rule.threshold or 0.5,
+            tuple(
+                tuple(
+                    CompiledCondition(text, (*map(ord, text), END), 0.1, knows(names, text))
+                    for text in alternatives
+                )
+                for alternatives in rule.conditions
+            ),
+        )
+        for rule in policy.rules
+    )
+    return CompiledPolicy(
+        policy.name,
+        policy.version,
+        policy.sha256,
+        policy.source_sha256,
+        "prefix and own tokens",
+        "from the prefix length",
+        rules,
+    )
+
+
+def manifest(
+    policies: tuple[CompiledPolicy, ...] = (), concepts: tuple[str, ...] = (), band: float = 0.05
+) -> Manifest:
+    golden = GoldenRecord("canary", 0, 0, ((5,),), ((0.0, 0.0),))
+    return Manifest(
+        schema_version=1,
+        sha256="",
+        name="fake",
+        family="smolvlm",
+        recipe="fp32",
+        spec={},
+        preprocessing=ImageSpec(
+            16, 16, False, "LANCZOS", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        ).to_json(),
+        tokens=TokensRecord(IMAGE, END, (END,)),
+        prompt=PromptRecord(
+            question_template="{condition}",
+            head=(START,),
+            fence=4,
+            global_view=5,
+            tile_tokens=(),
+            row_break=(),
+            last_break=(),
+            visual_tokens=4,
+            tail=(END,),
+            blind_head=(START,),
+            blind_text="",
+        ),
+        labels={"no": (0,), "yes": (1,)},
+        label_rows=(10, 11),
+        band=band,
+        concepts=tuple(ConceptRecord(name, (), "things") for name in concepts),
+        policies=policies,
+        parts=(),
+        graphs=(),
+        embeddings=EmbeddingsRecord("embeddings.bin", "float16", 1, 1),
+        quantization=(),
+        files=(),
+        canary=CanaryRecord(16, 16, 0.01, golden),
+        golden=(),
+        fidelity=FidelityRecord(
+            "synthetic", 1, 1, 0, 0.0, 0.0, 0.0, 0.0, LabelMassRecord(1, 1.0, 1.0)
+        ),
+        tools={},
+    ).signed()
+
+
+def character_tokenizer(path: Path) -> None:
+    """A tokenizer.json whose token of a character is its code point."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    inner = Tokenizer(models.WordLevel({chr(i): i for i in range(32, 127)}, unk_token=" "))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    inner.save(str(path))
+
+
+def fake_judge(folder: Path, manifest: Manifest, engine: FakeEngine) -> Judge:
+    """A real opened bundle in `folder`, judged by the fake engine."""
+    character_tokenizer(folder / "tokenizer.json")
+    file = folder / "tokenizer.json"
+    record = FileRecord(file.name, file.stat().st_size, sha256_of_file(file))
+    signed = replace(manifest, files=(record,)).signed()
+    (folder / "bundle.json").write_bytes(signed.canonical())
+    assert json.loads(signed.canonical())["name"] == "fake"
+    return Judge(Bundle.open(folder), engine)

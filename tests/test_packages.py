@@ -1,0 +1,166 @@
+"""The house: who imports whom, what is packed, and what an import costs. Reads the sources."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("edgejudge", "export", "models", "runtime")
+# Room -> rooms it may import. The leaf modules import nothing of ours and are open to all.
+MAY_IMPORT = {
+    "edgejudge": {"edgejudge", "runtime", "models"},
+    "runtime": {"runtime", "models"},
+    "export": {"export", "models"},
+    "models": {"models"},
+}
+LEAVES = {"edgejudge.errors", "edgejudge.bundle", "edgejudge.manifest"}
+# The gate and its command: the only modules that see both sides, and only inside functions.
+MAY_IMPORT_EXPORT = {"edgejudge/fidelity.py", "edgejudge/cli_export.py"}
+HEAVY = {
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
+    "coremltools",
+}
+# Room -> outside packages it never imports.
+NEVER = {
+    "edgejudge": HEAVY,
+    "runtime": HEAVY,
+    "models": HEAVY | {"onnxruntime"},
+    "export": {"onnxruntime", "transformers"},
+}
+
+
+def sources(room: str) -> list[Path]:
+    """Python files of a package: its folder alone, since the four are flat."""
+    return sorted((ROOT / room).glob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[str, int, bool]]:
+    """(module, line, at module level and at run time) of every import statement."""
+    found: list[tuple[str, int, bool]] = []
+
+    def visit(node: ast.AST, top: bool) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            top = False
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            top = False
+        if isinstance(node, ast.Import):
+            found.extend((alias.name, node.lineno, top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: import by its full name"
+            assert node.module is not None
+            found.append((node.module, node.lineno, top))
+            # `from edgejudge import export` names the room only in what it imports.
+            if node.module == "edgejudge":
+                names = {f"edgejudge.{alias.name}" for alias in node.names}
+                found.extend((name, node.lineno, top) for name in names if room_of(name) in ROOMS)
+        for child in ast.iter_child_nodes(node):
+            visit(child, top)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), True)
+    return found
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    if parts[0] != "edgejudge":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "edgejudge"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_import_direction(room: str) -> None:
+    wrong = []
+    for path in sources(room):
+        name = path.relative_to(ROOT).as_posix()
+        module = (
+            f"edgejudge.{path.stem}" if room == "edgejudge" else f"edgejudge.{room}.{path.stem}"
+        )
+        for imported, line, top in imports(path):
+            target = room_of(imported)
+            if target is None:
+                if imported.split(".")[0] in NEVER[room]:
+                    wrong.append(f"{name}:{line} imports {imported}")
+            elif module in LEAVES:
+                if imported not in LEAVES:
+                    wrong.append(f"{name}:{line} is a leaf and imports {imported}")
+            elif target == "export" and room == "edgejudge":
+                if name not in MAY_IMPORT_EXPORT or top:
+                    wrong.append(f"{name}:{line} imports {imported} (only lazily, in the gate)")
+            elif target not in MAY_IMPORT[room] and imported not in LEAVES:
+                wrong.append(f"{name}:{line} imports {imported}")
+    assert wrong == []
+
+
+def test_the_direction_test_sees_what_it_must(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text("from edgejudge import export\ndef f():\n    import edgejudge.runtime.engine\n")
+    assert imports(path) == [
+        ("edgejudge", 1, True),
+        ("edgejudge.export", 1, True),
+        ("edgejudge.runtime.engine", 3, False),
+    ]
+
+
+def test_every_folder_with_code_is_packed() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packed = config["tool"]["setuptools"]
+    folders = {packed["package-dir"][name] for name in packed["packages"]}
+    assert folders == set(ROOMS)
+    with_init = {
+        path.parent.relative_to(ROOT).as_posix()
+        for room in ROOMS
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert with_init == folders, "a package inside a room is missing from the wheel"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_files_say_what_they_are_for(room: str) -> None:
+    for path in sources(room):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 400, f"{path}: {len(lines)} lines; split it"
+        assert lines and lines[0].startswith('"""'), f"{path}: begins without a docstring"
+
+
+def modules_after(statement: str) -> set[str]:
+    script = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_import_edgejudge_is_light() -> None:
+    loaded = modules_after("import edgejudge; dir(edgejudge); edgejudge.PolicyError")
+    assert not loaded & (HEAVY | {"numpy", "onnxruntime", "PIL", "yaml", "rich", "tokenizers"})
+
+
+def test_the_command_line_is_light_until_it_runs() -> None:
+    loaded = modules_after("import edgejudge.cli")
+    assert not loaded & (HEAVY | {"numpy", "onnxruntime", "PIL", "yaml", "rich", "tokenizers"})
+
+
+def test_judging_imports_no_export_tool_and_no_hub() -> None:
+    # tokenizers depends on huggingface_hub; loading a tokenizer must not import it.
+    loaded = modules_after(
+        "import edgejudge.judge, edgejudge.runtime, edgejudge.policy_yaml, tokenizers"
+    )
+    assert not loaded & HEAVY
+
+
+def test_the_public_names_are_there() -> None:
+    import edgejudge
+
+    for name in edgejudge.__all__:
+        assert getattr(edgejudge, name) is not None
+    assert set(dir(edgejudge)) == set(edgejudge.__all__)
+    with pytest.raises(AttributeError):
+        edgejudge.nothing  # noqa: B018
