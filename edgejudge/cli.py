@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from edgejudge import __version__, cli_screen
+from edgejudge import __version__, cli_export, cli_profile, cli_screen
 from edgejudge.errors import EdgeJudgeError
 
 __all__ = ["EXIT_INTERRUPTED", "EXIT_STOPPED", "main"]
 
 EXIT_STOPPED = 2
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
-_COMMANDS = (cli_screen,)
+_COMMANDS = (cli_screen, cli_export, cli_profile)
 
 
 class _Parser(argparse.ArgumentParser):
