@@ -101,7 +101,7 @@ class Stage:
         """A picture for rows x cols tiles (0 x 0: one view), or of a free `size` (width, height)
         without dense labels.
 
-        A crowd holds 4 to 10 small stickers: not what users send, but many dense labels for the
+        A crowd holds 3 to 7 stickers: not what users send, but many dense labels for the
         same arithmetic.
         """
         width, height = size or (max(cols, 1) * VIEW, max(rows, 1) * VIEW)
@@ -116,8 +116,8 @@ class Stage:
             small = 0.0625 * max(size)  # 120 px in a 1920 px screenshot
         placed: list[tuple[int, Image.Image]] = []  # (concept, visible alpha on the canvas)
         boxes: list[tuple[int, int, int, int]] = []
-        large = (0.45 if crowd else 0.8) * min(width, height)
-        drawn = contents(rng, int(rng.integers(4, 11)) if crowd else None)
+        large = (0.6 if crowd else 0.8) * min(width, height)
+        drawn = contents(rng, int(rng.integers(3, 8)) if crowd else None)
         for index in drawn if show is None else show:
             pool = self._distractors if index < 0 else self._by_concept[index]
             if len(pool) == 0:

@@ -91,6 +91,33 @@ class Batch:
     blind_targets: np.ndarray
 
 
+def whiten(model: Any, stage: Stage, pictures: int = 400, eps: float = 1e-3) -> None:
+    """Starts the patch embedding as whitened principal components, the position table as 2-D sines.
+
+    A random projection lets the few brightest directions drown edges and shapes, and a small ViT spends its first
+    thousand steps undoing that (the same trick as in K. Jordan's airbench, there for a convolution).
+    """
+    rng = np.random.default_rng(5)
+    conv = model.model.vision_model.embeddings.patch_embedding
+    size, width = conv.kernel_size[0], conv.out_channels
+    pixels = np.concatenate([views_of(stage.scene(rng, crowd=True)) for _ in range(pictures)])
+    x = torch.from_numpy(pixels).float().div_(127.5).sub_(1.0)
+    patches = x.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+    mean = patches.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T).double())
+    keep = vectors[:, -width:] / (values[-width:] + eps).sqrt()
+    weight = (0.5 * keep.T).float()
+    conv.weight.data.copy_(weight.view_as(conv.weight))
+    conv.bias.data.copy_(-weight @ mean)
+    table = model.model.vision_model.embeddings.position_embedding.weight.data
+    side = math.isqrt(len(table))
+    y, x_ = np.divmod(np.arange(len(table)), side)
+    rates = 1 / 100 ** (np.arange(width // 4) / (width // 4))
+    angles = [np.outer(v, rates) for v in (y, x_)]
+    waves = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
+    table.copy_(torch.from_numpy(0.3 * waves).float())
+
+
 def _pad(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Ids padded to the longest, and the index of each row's last token."""
     out = np.zeros((len(rows), max(map(len, rows))), np.int64)
@@ -284,7 +311,7 @@ def main() -> None:
         "--answer-share", type=float, default=0.5, help="share of the pictures that have questions"
     )
     parser.add_argument("--rate", type=float, default=1.2e-3)
-    parser.add_argument("--muon-rate", type=float, default=0.015)
+    parser.add_argument("--muon-rate", type=float, default=0.02)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -306,6 +333,7 @@ def main() -> None:
         model = SmolVLMForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     else:
         model = SmolVLMForConditionalGeneration(make_config())
+        whiten(model, Stage("train", args.sprites, args.photos))
     model.to(device).train()
     trainer = Trainer(model, prompts, device)
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
