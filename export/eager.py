@@ -107,21 +107,21 @@ class EagerOps:
         return x.transpose(2, 3).reshape(len(x), side * side, -1)
 
     def full_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
-        parts = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-        out = functional.scaled_dot_product_attention(*parts, scale=scale)
+        q, k, v = (_by_head(x, heads) for x in (q, k, v))
+        out = functional.scaled_dot_product_attention(q, k, v, scale=scale)
         return out.transpose(1, 2).flatten(2)
 
     def rope(self, x: Tensor, heads: int, head_dim: int, theta: float) -> Tensor:
         tables = rope_tables(theta, head_dim, self._max_positions)
         cos, sin = (self.tensor(t)[self._positions][:, None] for t in tables)  # [S, 1, H / 2]
-        low, high = x.unflatten(-1, (heads, head_dim)).chunk(2, -1)  # [1, S, heads, H / 2]
+        low, high = x.reshape(*x.shape[:2], heads, head_dim).chunk(2, -1)  # [1, S, heads, H / 2]
         return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).flatten(2)
 
     def cached_attention(
         self, q: Tensor, k: Tensor, v: Tensor, layer: int, heads: int, kv_heads: int, scale: float
     ) -> Tensor:
-        q = q.unflatten(-1, (heads, -1)).transpose(1, 2)  # [1, heads, S, H]
-        k, v = (x.unflatten(-1, (kv_heads, -1)).transpose(1, 2) for x in (k, v))
+        q = _by_head(q, heads)
+        k, v = _by_head(k, kv_heads), _by_head(v, kv_heads)
         if layer in self._cache:
             past_k, past_v = self._cache[layer]
             k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
@@ -135,3 +135,8 @@ class EagerOps:
         k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
         out = functional.scaled_dot_product_attention(q, k, v, bias, scale=scale)
         return out.transpose(1, 2).flatten(2)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """[B, S, heads * H] -> [B, heads, S, H]"""
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)

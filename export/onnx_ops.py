@@ -5,6 +5,7 @@ Takes a checkpoint's weights, a recipe and a weight store; every op appends node
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -107,7 +108,7 @@ class OnnxOps:
         domain: str = "",
         output: str | None = None,
         extra_outputs: Sequence[str] = (),
-        **attributes: object,
+        **attributes: Any,
     ) -> str:
         name = f"{op}_{len(self._nodes)}"
         out = output or f"{name}/out"

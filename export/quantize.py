@@ -47,5 +47,6 @@ def dequantize(q: Quantized) -> NDArray[np.float32]:
     levels = q.levels
     if q.bits == 4:
         levels = np.stack([levels & 15, levels >> 4], axis=-1).reshape(*levels.shape[:2], q.block)
-    values = (levels.astype(np.float32) - 2 ** (q.bits - 1)) * q.scales[..., None]
-    return values.reshape(len(values), -1)[:, : q.inner].astype(np.float32)
+    zero = np.float32(2 ** (q.bits - 1))
+    values: NDArray[np.float32] = (levels.astype(np.float32) - zero) * q.scales[..., None]
+    return values.reshape(len(values), -1)[:, : q.inner]

@@ -61,9 +61,9 @@ class Reference:
             hidden[index == self._image_token_id] = visual
         self._ops.begin(np.arange(self._length, self._length + len(ids), dtype=np.int64))
         layers = range(self.spec.text.layers)
-        hidden = self._family.decoder(self._ops, self.spec, hidden[None], layers)[0]
+        out: Tensor = self._family.decoder(self._ops, self.spec, hidden[None], layers)[0]
         self._length += len(ids)
-        return hidden
+        return out
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, rows: tuple[int, ...] | None = None) -> Tensor:

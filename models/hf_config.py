@@ -6,7 +6,7 @@ assumption of a family, so that a checkpoint which breaks it is refused instead 
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from edgejudge.errors import ExportError
 
@@ -50,7 +50,7 @@ class HfConfig:
                 raise ExportError(f"{self.where}: {key!r} is missing")
             return default
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return cast(T, float(value))
+            return kind(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ExportError(f"{self.where}: {key!r} must be {kind.__name__}, got {value!r}")
         return value

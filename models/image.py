@@ -171,10 +171,10 @@ def preprocess(rgb: NDArray[np.uint8], spec: ImageSpec) -> Views:
 @cache
 def _levels(spec: ImageSpec) -> NDArray[np.float32]:
     """The normalised value of every 8-bit level, per channel: a table is fast."""
-    levels = np.arange(256, dtype=np.float64)[:, None] * spec.rescale
-    values: NDArray[np.float32] = (
-        (levels.astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
-    ).astype(np.float32)
+    level = np.arange(256, dtype=np.float64) * spec.rescale
+    wide: NDArray[np.float32] = level.astype(np.float32)[:, None]
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    values: NDArray[np.float32] = (wide - mean) / std
     return values
 
 
