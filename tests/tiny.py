@@ -60,9 +60,13 @@ def make_model(
     vision_layers: int = 2,
     text_layers: int = 3,
     seed: int = 0,
+    faint: bool = False,
     image_token_id: int = SPECIALS.index("<image>"),
 ) -> Any:
-    """A SmolVLMForConditionalGeneration in evaluation mode, float32."""
+    """A SmolVLMForConditionalGeneration in evaluation mode, float32.
+
+    `faint` shrinks what enters both residual streams, until the eps of a norm shows in the logits.
+    """
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
     config = SmolVLMConfig(
@@ -101,6 +105,8 @@ def make_model(
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
             if "norm" in name and name.endswith("weight"):
                 weight.add_(1.0)
+            if faint and "embed" in name:
+                weight.mul_(0.01)
     return model
 
 
