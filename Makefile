@@ -1,4 +1,4 @@
-# Every command a contributor needs. `make` alone prints this list; plain pip and python, nothing else.
+# Every command a contributor needs; `make` alone lists them. Plain python and pip, nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -22,9 +22,10 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.runtime  ## install the runtime alone and screen the sample pictures
-	@# 1 and 3 are verdicts (some unsafe, some uncertain); only 2 means that screening failed.
-	@$(BIN)/edgejudge screen models/nano/samples --policy stickers; code=$$?; \
-	case $$code in 0|1|3) ;; *) exit $$code ;; esac
+	@test -d models/nano/samples || { echo "error: models/nano/samples is missing"; exit 1; }
+	@# 1 and 3 are verdicts (some unsafe, some uncertain); anything else means that it failed.
+	$(BIN)/edgejudge screen models/nano/samples --policy stickers; code=$$?; \
+	case $$code in 0|1|3) echo "exit code $$code: screened" ;; *) exit $$code ;; esac
 
 test: $(VENV)/.test  ## all tests, in an environment with the export tools
 	$(BIN)/python -m pytest $(TEST_ARGS)

@@ -24,6 +24,7 @@ Row = tuple[str, str, str, str]
 OUTCOMES = ("unsafe", "uncertain", "safe", "failed")
 
 _HEADINGS = ("path", "verdict", "why", "ms")
+_MOST_REASONS = 3  # per row; --json has them all
 _STYLES = {"safe": "green", "unsafe": "bold red", "uncertain": "yellow", "failed": "magenta"}
 
 
@@ -37,10 +38,10 @@ def reason(verdict: Verdict) -> str:
     if verdict.error is not None:
         return f"{verdict.error.code}: {verdict.error.message}"
     if verdict.verdict == "unsafe":
-        return ", ".join(_named(rule) for rule in verdict.broken)
-    doubts = [_named(rule) for rule in verdict.rules if rule.verdict == "uncertain"]
-    doubts += [note.message for note in verdict.notes if note.doubtful]
-    return ", ".join(doubts)
+        return _first_few([_named(rule) for rule in verdict.broken])
+    doubts = [note.message for note in verdict.notes if note.doubtful]
+    doubts += [_named(rule) for rule in verdict.rules if rule.verdict == "uncertain"]
+    return _first_few(doubts)
 
 
 def row(verdict: Verdict) -> Row:
@@ -77,6 +78,12 @@ def print_rich_table(rows: Sequence[Row], stream: TextIO) -> None:
         # Text, not str: square brackets in a file name are no markup.
         table.add_row(Text(path, overflow="fold"), Text(word, _STYLES[word]), Text(why), Text(ms))
     Console(file=stream).print(table)
+
+
+def _first_few(reasons: Sequence[str]) -> str:
+    hidden = len(reasons) - _MOST_REASONS
+    more = [f"and {hidden} more"] if hidden > 0 else []
+    return ", ".join([*reasons[:_MOST_REASONS], *more])
 
 
 def _named(rule: RuleVerdict) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from edgejudge import BundleError, Judge, Policy
@@ -32,6 +33,7 @@ rules:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)  # threads cost more than they give on matrices this small
     folder = tmp_path_factory.mktemp("real")
     checkpoint = make_checkpoint(
         folder / "checkpoint",
