@@ -164,3 +164,16 @@ def test_the_public_names_are_there() -> None:
     assert set(dir(edgejudge)) == set(edgejudge.__all__)
     with pytest.raises(AttributeError):
         edgejudge.nothing  # noqa: B018
+
+
+def test_the_guide_lists_every_error_code_and_note() -> None:
+    from edgejudge.images import CODES
+
+    guide = (ROOT / "POLICIES.md").read_text(encoding="utf-8")
+    for code, meaning in CODES.items():
+        assert f"| `{code}` | {meaning} |" in guide
+    for name in ("pixels.py", "plan.py"):
+        for node in ast.walk(ast.parse((ROOT / "edgejudge" / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Note":
+                assert isinstance(node.args[0], ast.Constant)
+                assert f"`{node.args[0].value}`" in guide
