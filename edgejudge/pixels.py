@@ -88,7 +88,7 @@ def _to_eight_bits(image: Image.Image, notes: list[Note]) -> Image.Image:
         low, high = float(values.min()), float(values.max())
         if image.mode == "F" and low >= 0.0 and high <= 1.0:
             low, high = 0.0, 1.0
-        message = "its format defines no white; the values were stretched to the full range"
+        message = "its format defines no white; its own range of values was taken"
         notes.append(Note("range_unknown", message, doubtful=True))
     scaled = np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0)
     if tags.get(_TIFF_PHOTOMETRIC) == 0:  # WhiteIsZero, which Pillow honours for 8 bits only
