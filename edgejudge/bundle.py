@@ -116,7 +116,7 @@ def read_manifest(path: Path) -> Manifest:
         ) from None
     try:
         value: Any = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: not valid JSON ({error}); export the bundle again") from None
     version = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
