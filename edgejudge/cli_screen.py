@@ -108,7 +108,10 @@ def run(args: argparse.Namespace) -> int:
         folders = ", ".join(args.paths)
         raise InputError("empty", f"no files in {folders}; give a picture or a folder with some")
     judge = Judge.load(args.bundle, args.fingerprint, threads=args.threads, verify=args.verify)
-    judge.plan(args.policy)  # a malformed policy stops the run before a file is opened for output
+    # A malformed policy stops the run here, before a results file is made.
+    plan = judge.plan(args.policy)
+    for note in plan.notes:
+        print(f"warning: {note.message}; it stays uncertain", file=sys.stderr)
     out = _open_new(args.out) if args.out else None
     printer = _Printer(args.json, out, len(paths))
     try:

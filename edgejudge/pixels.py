@@ -102,6 +102,8 @@ def _to_eight_bits(image: Image.Image, notes: list[Note]) -> Image.Image:
 
 def _on_background(image: Image.Image, notes: list[Note]) -> Image.Image:
     """Composited on BACKGROUND: dropping the alpha channel would show colours nobody sees."""
+    if image.mode == "La":  # premultiplied grey, which Pillow turns into RGBA by this way only
+        image = image.convert("LA")
     rgba = image.convert("RGBA")
     alpha = np.asarray(rgba.getchannel("A"))  # [H, W]
     if int(alpha.min()) == 255:

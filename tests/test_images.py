@@ -215,6 +215,17 @@ def test_further_pictures_of_a_camera_file_are_no_doubt() -> None:
     assert decode(data).rgb.shape == (32, 48, 3)
 
 
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "HSV"]
+)
+def test_every_mode_in_memory(mode: str) -> None:
+    image = Image.new("RGBA", (6, 4), (250, 250, 250, 255))
+    through = {"La": "LA", "PA": "LA", "RGBX": "RGB", "CMYK": "RGB", "HSV": "RGB"}.get(mode)
+    image = (image.convert(through) if through else image).convert(mode)
+    rgb = decode(image).rgb
+    assert rgb.shape == (4, 6, 3) and rgb.min() > 240
+
+
 def test_one_pixel() -> None:
     assert decode(encoded(Image.new("RGB", (1, 1), RED), "PNG")).rgb.tolist() == [[list(RED)]]
 

@@ -131,6 +131,7 @@ def test_the_command_line_gives_the_same(judge: Judge, bundle: Path, picture: Pa
     for key in ("path", "sha256", "verdict", "notes", "bundle", "policy"):
         assert row[key] == expected[key]
     assert done.returncode == {"safe": 0, "unsafe": 1, "uncertain": 3}[row["verdict"]]
+    assert "warning: 'a gun' is none of the concepts" in done.stderr
 
 
 def test_a_damaged_bundle_is_refused_by_file_name(
@@ -148,7 +149,8 @@ def test_a_damaged_bundle_is_refused_by_file_name(
     command = [sys.executable, "-m", "edgejudge", "screen", str(picture), "--bundle", str(copy)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and "weights.f32.bin" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "weights.f32.bin" in last
     weights.unlink()
     with pytest.raises(BundleError, match=r"weights\.f32\.bin"):
         Judge.load(copy).screen(picture)
