@@ -1,8 +1,9 @@
 """An exported folder: its manifest and checked paths to its files.
 
 Takes a folder and, to guard against tampering, the fingerprint it must have; gives a `Bundle`. A
-file is hashed when it is first used; a stamp outside the bundle (inode, size, time) saves the next
-process from hashing it again. Knows nothing of models, graphs or engines.
+file is hashed when it is first used, and a graph's references are checked with it; a stamp outside
+the bundle (inode, size, times) saves the next process from doing so again. Knows nothing of models
+or engines.
 """
 
 import contextlib
@@ -257,6 +258,21 @@ class Bundle:
             raise BundleError(
                 f"{path}: its sha256 is not the one in {MANIFEST_NAME}; "
                 "it is damaged, copy or export the bundle again"
+            )
+        for graph in self.manifest.graphs:
+            if graph.file == name:
+                self._check_references(path, graph)
+
+    def _check_references(self, path: Path, graph: GraphRecord) -> None:
+        """A graph may point into its own weight files and nowhere else."""
+        # Imported here: a graph is parsed when its file is hashed, which a stamp mostly saves.
+        from edgejudge.onnx_files import external_locations
+
+        strange = external_locations(path.read_bytes(), str(path)) - set(graph.weight_files)
+        if strange:
+            raise BundleError(
+                f"{path}: points into {min(strange)!r}, which is none of its weight files; "
+                "do not use this bundle"
             )
 
 

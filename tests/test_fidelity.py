@@ -1,0 +1,200 @@
+"""The gate: what is sealed was measured, what fails the measure leaves no bundle behind."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import tiny
+from edgejudge import export as exporting
+from edgejudge import fidelity
+from edgejudge.bundle import Bundle, FileRecord, read_manifest, sha256_of_file
+from edgejudge.cli import main
+from edgejudge.errors import BundleError, ExportError
+from edgejudge.export import yes_probability
+from edgejudge.fidelity import export_bundle, graph_error
+from edgejudge.onnx_files import external_locations
+from edgejudge.runtime import Engine
+from test_export import CALIBRATION, POLICY, digests, write_calibration
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fidelity")
+    write_calibration(root / "calibration")
+    card = tiny.make_card(calibration_set="calibration")
+    return tiny.make_checkpoint(root / "checkpoint", card=card, text_layers=1)
+
+
+def test_a_sealed_bundle_carries_its_report(checkpoint: Path, tmp_path: Path) -> None:
+    steps: list[str] = []
+    manifest = export_bundle(checkpoint, tmp_path / "out", progress=steps.append)
+    bundle = Bundle.open(tmp_path / "out", fingerprint=manifest.sha256, verify=True)
+    assert bundle.sealed and bundle.manifest == manifest
+    report = manifest.fidelity
+    assert report is not None
+    assert (report.calibration_set, report.pictures) == ("calibration", len(CALIBRATION))
+    assert report.decisions == sum(len(texts) for _, texts in CALIBRATION)
+    assert 0 < report.mean_probability_error <= report.max_probability_error < 0.1
+    assert report.max_graph_error <= 1e-4
+    assert 0 < report.label_mass.minimum <= report.label_mass.mean < 1
+    assert steps[-1] == "comparing decisions, picture 2 of 2"
+    export_bundle(checkpoint, tmp_path / "again")
+    assert digests(tmp_path / "out") == digests(tmp_path / "again")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "out"]
+
+
+def test_without_a_calibration_set_pictures_are_drawn(tmp_path: Path) -> None:
+    folder = tiny.make_checkpoint(tmp_path / "checkpoint", text_layers=1, tiling=False)
+    report = export_bundle(folder, tmp_path / "out", "fp32", policies=[POLICY]).fidelity
+    assert report is not None and report.calibration_set == "synthetic"
+    assert (report.pictures, report.decisions, report.flips) == (8, 8 * 5, 0)
+    assert report.max_probability_error <= 1e-3
+
+
+def test_too_many_flips_leave_no_bundle(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything_flips = {text: 1.1 for _, texts in CALIBRATION for text in texts}
+
+    def contrary(*args: Any) -> Any:
+        calls.append(1)
+        value = yes_probability(*args)
+        # The runtime is asked first, the reference second: only the first answer is moved.
+        return value + 1.2 if len(calls) % 2 else value
+
+    calls: list[int] = []
+    monkeypatch.setattr(fidelity, "_thresholds", lambda _: everything_flips)
+    monkeypatch.setattr(exporting, "yes_probability", contrary)
+    with pytest.raises(ExportError, match=r"3 of 3 decisions differ .*--max-flip-rate"):
+        export_bundle(checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    calls.clear()
+    report = export_bundle(checkpoint, tmp_path / "out", max_flip_rate=1.0).fidelity
+    assert report is not None and (report.flips, report.flip_rate) == (3, 1.0)
+
+
+def test_a_wrong_graph_is_never_sealed(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgejudge.export.onnx_ops import OnnxOps
+
+    rms_norm = OnnxOps.rms_norm
+    monkeypatch.setattr(
+        OnnxOps, "rms_norm", lambda self, x, weight, eps: rms_norm(self, x, weight, eps * 1000)
+    )
+    with pytest.raises(ExportError, match="off the reference over the same weights"):
+        export_bundle(checkpoint, tmp_path / "out", "fp32", max_flip_rate=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_gives_no_numbers_is_infinitely_wrong(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = exporting.export(checkpoint, tmp_path / "out", "fp32")
+    bundle = Bundle.open(folder, unsealed=True)
+    engine = Engine.open(bundle, threads=1)
+    assert graph_error(bundle, engine) < 1e-4
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(engine, name)
+
+        def score_blind(self, prompts: Any) -> Any:
+            return np.full_like(engine.score_blind(prompts), np.nan)
+
+    assert graph_error(bundle, Broken()) == math.inf  # type: ignore[arg-type]
+
+
+def test_the_command_exports_and_reports(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["export", str(checkpoint), "--out", str(out), "--recipe", "fp32"]
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    manifest = read_manifest(out)
+    assert result["fingerprint"] == manifest.sha256 and result["fidelity"]["flips"] == 0
+    assert result["bytes"] == sum(f.bytes for f in manifest.files)
+    assert "comparing decisions" in captured.err
+    # Every built-in policy is compiled in, unless others are asked for.
+    assert [policy.name for policy in manifest.policies] == ["stickers"]
+    assert main(arguments) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
+    assert f"fingerprint {manifest.sha256}" in capsys.readouterr().out
+
+
+def test_a_sealed_bundle_screens_a_picture(checkpoint: Path, tmp_path: Path) -> None:
+    from edgejudge import Judge
+
+    export_bundle(checkpoint, tmp_path / "out", "fp32", policies=[POLICY])
+    verdict = Judge.load(tmp_path / "out", threads=1).screen(np.zeros((40, 30, 3), np.uint8))
+    assert verdict.error is None and verdict.verdict in ("safe", "unsafe", "uncertain")
+
+
+def test_export_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from edgejudge.cli import main\n"
+        f"sys.exit(main(['export', {str(tmp_path)!r}, '--out', {str(tmp_path / 'out')!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "needs the package torch; install it with `pip install 'edgejudge[export]'`" in (
+        done.stderr
+    )
+
+
+@pytest.mark.parametrize("location", ["../outside.bin", "/etc/hosts", "embeddings.bin"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_references_that_leave_the_weight_files_are_refused(
+    checkpoint: Path, tmp_path: Path, location: str, nested: bool
+) -> None:
+    """Also where the manifest was forged to match, and from inside a subgraph."""
+    folder = exporting.export(checkpoint, tmp_path / "out", "fp32")
+    path = folder / "cpu.vision.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.external_data)
+    for entry in tensor.external_data:
+        if entry.key == "location":
+            entry.value = location
+    if nested:
+        branch = onnx.helper.make_graph([], "branch", [], [], [tensor])
+        node = onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch)
+        model.graph.node.append(node)
+        model.graph.initializer.remove(tensor)
+    path.write_bytes(model.SerializeToString())
+    manifest = read_manifest(folder)
+    forged = FileRecord(path.name, path.stat().st_size, sha256_of_file(path))
+    files = tuple(forged if f.name == path.name else f for f in manifest.files)
+    (folder / "bundle.json").write_bytes(replace(manifest, files=files).signed().canonical())
+    message = f"cpu.vision.onnx: points into {location!r}"
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(folder, unsealed=True, verify=True)
+    bundle = Bundle.open(folder, unsealed=True)
+    with pytest.raises(BundleError, match=message):
+        bundle.graph_file(bundle.graph("cpu", "vision"))
+
+
+def test_references_are_read_as_the_onnx_library_reads_them(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = exporting.export(checkpoint, tmp_path / "out")
+    for graph in read_manifest(folder).graphs:
+        data = (folder / graph.file).read_bytes()
+        assert external_locations(data, graph.file) == set(graph.weight_files)
+        with pytest.raises(BundleError, match="not a readable ONNX graph"):
+            external_locations(data[:-3], graph.file)
