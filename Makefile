@@ -38,6 +38,8 @@ types: $(VENV)/.test  ## mypy strict over a tree where the four folders nest the
 	rm -rf build/types && mkdir -p build/types/edgejudge
 	ln -s $(CURDIR)/edgejudge/* $(CURDIR)/export $(CURDIR)/models $(CURDIR)/runtime build/types/edgejudge/
 	$(BIN)/mypy
+	cd models/nano && MYPYPATH=$(CURDIR)/build/types $(abspath $(BIN))/mypy \
+		--config-file $(CURDIR)/pyproject.toml --explicit-package-bases *.py
 
 clean:  ## remove what the other targets made
 	rm -rf build dist *.egg-info .venv .venv-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
