@@ -42,5 +42,5 @@ types: $(VENV)/.test  ## mypy strict over a tree where the four folders nest the
 		--config-file $(CURDIR)/pyproject.toml --explicit-package-bases *.py
 
 clean:  ## remove what the other targets made
-	rm -rf build dist *.egg-info .venv .venv-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .venv .venv-demo .mypy_cache models/nano/.mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find edgejudge export models runtime tests -name __pycache__ -type d -prune -exec rm -rf {} +

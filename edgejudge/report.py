@@ -87,11 +87,22 @@ def _first_few(reasons: Sequence[str]) -> str:
 
 
 def _named(rule: RuleVerdict) -> str:
-    """A rule with its probability and, where one question decided it, that question."""
-    weakest = min(rule.conditions, key=lambda condition: condition.probability)
-    strongest = max(weakest.alternatives, key=lambda alternative: alternative.probability)
-    unknown = "" if strongest.known else ", not a known concept"
-    return f"{rule.id} {rule.probability:.2f} ({strongest.text}{unknown})"
+    """A rule with the question that decided it, or that leaves it in doubt."""
+    low, high = rule.uncertain_between
+    if rule.verdict == "uncertain":
+        asked = [each for each in rule.conditions if each.outcome == "uncertain"]
+        deciding = [
+            question
+            for condition in asked
+            for question in condition.alternatives
+            if not question.known or low < question.probability < high
+        ]
+    else:
+        weakest = min(rule.conditions, key=lambda condition: condition.probability)
+        deciding = [q for q in weakest.alternatives if q.known and q.probability >= high]
+    shown = max(deciding, key=lambda question: question.probability)
+    unknown = "" if shown.known else ", not a known concept"
+    return f"{rule.id} {shown.probability:.2f} ({shown.text}{unknown})"
 
 
 def _printable(text: str) -> str:
