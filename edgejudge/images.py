@@ -160,8 +160,8 @@ def _picture(image: Image.Image, limits: Limits) -> Picture:
         raise
     except Exception as error:
         raise _decoder_error(error) from error
-    if rgb.size == 0:
-        raise InputError("empty", "the picture has no pixels")
+    # Again: an icon's directory may claim another size than the picture inside it has.
+    _check_size(rgb.shape[1], rgb.shape[0], limits)
     return Picture(rgb, notes)
 
 

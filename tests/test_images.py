@@ -254,6 +254,14 @@ def test_limits() -> None:
     assert decode(data, Limits(len(data), 48 * 32, 48)).rgb.shape == (32, 48, 3)
 
 
+def test_an_icon_that_lies_about_its_size() -> None:
+    inside = encoded(Image.new("RGBA", (48, 48), RED), "PNG")
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inside), 22)
+    icon = struct.pack("<HHH", 0, 1, 1) + entry + inside
+    assert decode(icon).rgb.shape == (48, 48, 3)
+    assert failure(icon, Limits(max_pixels=1000)) == "too_many_pixels"
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
 def test_no_prefix_of_a_file_passes_for_the_whole(kind: str) -> None:
     noise = np.random.default_rng(5).integers(0, 256, (64, 64, 3), np.uint8)
