@@ -20,6 +20,8 @@ __all__ = ["CheckpointWeights"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+# What older versions saved beside the weights; all of it is computed from the config.
+_BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -64,9 +66,7 @@ class CheckpointWeights:
 
     def __call__(self, name: str) -> NDArray[np.float32]:
         place = self._places[name]
-        raw = np.memmap(
-            place.file, np.uint8, "r", offset=place.offset, shape=(max(place.bytes, 1),)
-        )[: place.bytes]
+        raw = np.memmap(place.file, np.uint8, "r")[place.offset : place.offset + place.bytes]
         values = raw.view(_DTYPES[place.dtype]).reshape(place.shape)
         if place.dtype == "BF16":  # the upper half of a float32
             return (values.astype(np.uint32) << 16).view(np.float32)
@@ -102,7 +102,7 @@ def _read_header(file: Path) -> dict[str, _Place]:
             header: dict[str, Any] = json.loads(stream.read(length))
         places = {}
         for name, entry in header.items():
-            if name == "__metadata__":
+            if name == "__metadata__" or name.endswith(_BUFFERS):
                 continue
             begin, end = entry["data_offsets"]
             shape = tuple(int(n) for n in entry["shape"])

@@ -87,7 +87,10 @@ def _read_vision(config: HfConfig) -> VisionSpec:
 def _read_text(config: HfConfig, tied: bool) -> TextSpec:
     config.expect("model_type", "llama")
     config.expect("hidden_act", *_HF_ACTIVATIONS, None)
-    for key in ("attention_bias", "mlp_bias"):
+    # Not all of these are keys of transformers, which would ignore them: the family's makers
+    # write them, and True would mean another architecture.
+    unlike_llama = ("attention_bias", "mlp_bias", "qk_layer_norms", "rope_interleaved")
+    for key in (*unlike_llama, "use_resampler"):
         config.expect(key, False, None)
     config.expect("pretraining_tp", 1, None)
     config.expect("rope_scaling", None)

@@ -89,6 +89,7 @@ def test_a_rebuild_gives_the_same_bytes(checkpoint: Path, tmp_path: Path, recipe
         {"kv_heads": 1, "dtype": "bfloat16", "nested_processor": True},
         {"image_size": 39, "patch_size": 2, "scale_factor": 19, "max_shard_size": "100KB"},
         {"scale_factor": 2, "dtype": "float16"},
+        {"vision_hidden": 144, "vision_layers": 1},  # head size 72, as in the 2.2B member
     ],
     ids=lambda v: ", ".join(map(str, v.values())),
 )

@@ -57,6 +57,7 @@ def make_model(
     scale_factor: int = 3,
     kv_heads: int = 2,
     tied: bool = False,
+    vision_hidden: int = 32,
     vision_layers: int = 2,
     text_layers: int = 3,
     seed: int = 0,
@@ -71,7 +72,7 @@ def make_model(
 
     config = SmolVLMConfig(
         vision_config={
-            "hidden_size": 32,
+            "hidden_size": vision_hidden,
             "intermediate_size": 80,
             "num_hidden_layers": vision_layers,
             "num_attention_heads": 2,
