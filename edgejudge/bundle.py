@@ -39,6 +39,7 @@ from edgejudge.manifest import (
     RuleRecord,
     TensorRecord,
     TokensRecord,
+    canonical_json,
     from_json,
     to_json,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "TensorRecord",
     "TokensRecord",
     "cache_folder",
+    "canonical_json",
     "from_json",
     "is_flat_name",
     "read_manifest",
@@ -127,14 +129,15 @@ def read_manifest(path: Path) -> Manifest:
         )
     manifest = from_json(Manifest, value, MANIFEST_NAME)
     try:
-        canonical, signed = manifest.canonical(), manifest.signed()
+        canonical = canonical_json(value)
     except ValueError as error:
         raise BundleError(f"{file}: {error}; export the bundle again") from None
     if canonical != data:
         raise BundleError(f"{file}: not in canonical form, so it was edited; export it again")
-    if signed.sha256 != manifest.sha256:
+    found = hashlib.sha256(canonical_json({**value, "sha256": ""})).hexdigest()
+    if found != manifest.sha256:
         raise BundleError(
-            f"{file}: its sha256 is {signed.sha256}, it claims {manifest.sha256}; "
+            f"{file}: its sha256 is {found}, it claims {manifest.sha256}; "
             "it is damaged, export the bundle again"
         )
     return manifest

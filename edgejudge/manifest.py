@@ -8,6 +8,7 @@ import hashlib
 import json
 import types
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from typing import Any, Self, TypeVar, cast, get_args, get_origin
 
 from edgejudge.errors import BundleError, EdgeJudgeError
@@ -34,6 +35,7 @@ __all__ = [
     "RuleRecord",
     "TensorRecord",
     "TokensRecord",
+    "canonical_json",
     "from_json",
     "to_json",
 ]
@@ -63,41 +65,58 @@ def from_json(
 
 
 def _read(kind: Any, value: Any, where: str, error: type[EdgeJudgeError]) -> Any:
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind is Any or type(value) is kind:
         return value
-    if origin is types.UnionType:  # only `X | None` is used
-        inner = next(a for a in args if a is not type(None))
+    form, inner = _form(kind)
+    if form == "optional":
         return None if value is None else _read(inner, value, where, error)
-    if is_dataclass(kind):
-        expected = _expect(value, dict, where, error)
-        names = [f.name for f in fields(kind)]
-        for problem, keys in (
-            ("unknown", sorted(set(expected) - set(names))),
-            ("missing", sorted(set(names) - set(expected))),
-        ):
-            if keys:
-                raise error(f"{where}: {problem} key {', '.join(map(repr, keys))}")
-        parts = {
-            f.name: _read(f.type, expected[f.name], f"{where}.{f.name}", error)
-            for f in fields(kind)
-        }
-        return cast(Any, kind)(**parts)
-    if origin is tuple:
+    if form == "record":
+        items = _expect(value, dict, where, error)
+        if items.keys() != inner.keys():
+            unknown, missing = items.keys() - inner.keys(), inner.keys() - items.keys()
+            problem, keys = ("unknown", unknown) if unknown else ("missing", missing)
+            raise error(f"{where}: {problem} key {', '.join(map(repr, sorted(keys)))}")
+        return kind(**{k: _read(t, items[k], f"{where}.{k}", error) for k, t in inner.items()})
+    if form == "tuple":
         items = _expect(value, list, where, error)
-        return tuple(_read(args[0], v, f"{where}[{i}]", error) for i, v in enumerate(items))
-    if origin is dict:
-        pairs = _expect(value, dict, where, error)
-        return {k: _read(args[1], v, f"{where}.{k}", error) for k, v in pairs.items()}
+        if set(map(type, items)) <= {inner}:  # token ids, mostly: not one call per number
+            return tuple(items)
+        return tuple(_read(inner, v, f"{where}[{i}]", error) for i, v in enumerate(items))
+    if form == "dict":
+        items = _expect(value, dict, where, error)
+        return {k: _read(inner, v, f"{where}.{k}", error) for k, v in items.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return _expect(value, kind, where, error)
+
+
+@cache
+def _form(kind: Any) -> tuple[str, Any]:
+    """What a field's type is made of; asked once per type, since a manifest has many fields."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:  # only `X | None` is used
+        return "optional", next(a for a in args if a is not type(None))
+    if is_dataclass(kind):
+        return "record", {f.name: f.type for f in fields(kind)}
+    if origin in (tuple, dict):
+        return origin.__name__, args[0] if origin is tuple else args[1]
+    return "plain", None
 
 
 def _expect(value: Any, kind: type, where: str, error: type[EdgeJudgeError]) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise error(f"{where}: expected {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def canonical_json(value: dict[str, Any]) -> bytes:
+    """The one form of a document: a line per key, in order. Raises ValueError for NaN."""
+    # No indent: that form is written by Python code, ten times slower, at every start.
+    lines = [
+        f"{json.dumps(key)}: " + json.dumps(value[key], sort_keys=True, allow_nan=False)
+        for key in sorted(value)
+    ]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 # --- records -------------------------------------------------------------------------------------
@@ -345,10 +364,7 @@ class Manifest:
     tools: dict[str, str]
 
     def canonical(self) -> bytes:
-        text = json.dumps(
-            to_json(self), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False
-        )
-        return (text + "\n").encode()
+        return canonical_json(to_json(self))
 
     def signed(self) -> Self:
         """The same manifest, carrying the sha256 of its canonical form."""

@@ -21,6 +21,7 @@ from edgejudge.bundle import (
     PolicyRecord,
     RuleRecord,
     cache_folder,
+    canonical_json,
     from_json,
     read_manifest,
 )
@@ -48,10 +49,10 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def edit(folder: Path, change: Any) -> None:
-    """Changes the manifest as someone would who also repairs its own hash."""
+    """Changes the manifest, in canonical form, but not the hash it carries."""
     value = json.loads((folder / MANIFEST_NAME).read_bytes())
     change(value)
-    (folder / MANIFEST_NAME).write_text(json.dumps(value, sort_keys=True, indent=1) + "\n")
+    (folder / MANIFEST_NAME).write_bytes(canonical_json(value))
 
 
 def resign(folder: Path, **changes: Any) -> None:
@@ -162,7 +163,8 @@ def test_a_manifest_that_is_no_json_object_is_refused(
 
 def test_other_bytes_for_the_same_content_are_refused(folder: Path) -> None:
     text = (folder / MANIFEST_NAME).read_text()
-    for other in (text + "\n", text.replace('"band"', '"band": 0.05,\n "band"', 1)):
+    twice = text.replace('"band"', '"band": 0.05,\n"band"', 1)
+    for other in (text + "\n", "\ufeff" + text, twice, text.replace(",\n", ", ", 1)):
         (folder / MANIFEST_NAME).write_text(other)
         with pytest.raises(BundleError, match="not in canonical form"):
             Bundle.open(folder)
