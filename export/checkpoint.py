@@ -7,12 +7,12 @@ card, each checked against the others. Knows no bundle and no graph.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from edgejudge.bundle import ConceptRecord, PromptRecord, TokensRecord, from_json
 from edgejudge.errors import ExportError
 from edgejudge.export.weights import CheckpointWeights
 from edgejudge.models import family_for
+from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig, read_json
 from edgejudge.models.image import ImageSpec, read_image_spec
 from edgejudge.models.spec import ModelSpec
@@ -49,7 +49,7 @@ class JudgeCard:
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     folder: Path
-    family: ModuleType
+    family: Family
     spec: ModelSpec
     image: ImageSpec
     tokenizer: Tokenizer

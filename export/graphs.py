@@ -6,10 +6,10 @@ bundle's folder and gives their records. Knows no family and no recipe.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 from edgejudge.bundle import GraphRecord, KvRecord, PartRecord
 from edgejudge.export.onnx_ops import OnnxOps
+from edgejudge.models.family import Family
 from edgejudge.models.spec import ModelSpec
 
 __all__ = ["TARGET", "split_layers", "write_graphs"]
@@ -26,7 +26,7 @@ def split_layers(layers: int, per_part: int | None) -> list[range]:
 
 def write_graphs(
     folder: Path,
-    family: ModuleType,
+    family: Family,
     spec: ModelSpec,
     label_rows: tuple[int, ...],
     parts: list[range],
@@ -44,7 +44,7 @@ def write_graphs(
 
 
 def _vision(
-    folder: Path, family: ModuleType, spec: ModelSpec, make_ops: Callable[[str], OnnxOps]
+    folder: Path, family: Family, spec: ModelSpec, make_ops: Callable[[str], OnnxOps]
 ) -> GraphRecord:
     ops = make_ops("vision")
     side = spec.vision.image_size
@@ -56,7 +56,7 @@ def _vision(
 
 def _decoder(
     folder: Path,
-    family: ModuleType,
+    family: Family,
     spec: ModelSpec,
     index: int,
     layers: range,
@@ -91,7 +91,7 @@ def _decoder(
 
 def _head(
     folder: Path,
-    family: ModuleType,
+    family: Family,
     spec: ModelSpec,
     stage: str,
     rows: tuple[int, ...] | None,

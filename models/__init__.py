@@ -3,18 +3,17 @@
 Takes a checkpoint's config; gives the family, one module per architecture, from an explicit tuple.
 """
 
-from types import ModuleType
-
 from edgejudge.errors import ExportError
 from edgejudge.models import smolvlm
+from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig
 
 __all__ = ["FAMILIES", "family_for", "family_named"]
 
-FAMILIES: tuple[ModuleType, ...] = (smolvlm,)
+FAMILIES: tuple[Family, ...] = (smolvlm,)
 
 
-def family_for(config: HfConfig) -> ModuleType:
+def family_for(config: HfConfig) -> Family:
     """The family that reads this config.json."""
     found = config.value.get("model_type")
     for family in FAMILIES:
@@ -24,7 +23,7 @@ def family_for(config: HfConfig) -> ModuleType:
     raise ExportError(f"{config.where}: 'model_type' is {found!r}, supported families: {known}")
 
 
-def family_named(name: str) -> ModuleType:
+def family_named(name: str) -> Family:
     for family in FAMILIES:
         if name == family.FAMILY:
             return family
