@@ -6,6 +6,7 @@ manifest.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,10 @@ def yes_probability(
     yes, no = (np.logaddexp.reduce(logits[:, list(labels[name])], axis=1) for name in ("yes", "no"))
     probability: NDArray[np.float64] = 1 / (1 + np.exp(no - yes))
     return probability
+
+
+def _golden_name(index: int) -> str:
+    return f"golden-{index}.png"
 
 
 class Compiler:
@@ -155,14 +160,15 @@ class Compiler:
         calibration = self._checkpoint.calibration_folder
         if calibration is None:
             side = self._checkpoint.image.view
-            pictures = [(canary_image(side * 2, side), conditions)]
-        else:
-            chosen = read_calibration(calibration)[:_GOLDEN_PICTURES]
-            pictures = [(p.rgb, p.conditions[:_GOLDEN_CONDITIONS]) for p in chosen]
-        for index, (rgb, texts) in enumerate(pictures):
-            name = f"golden-{index}.png"
-            Image.fromarray(rgb).save(folder / name, optimize=True)
-            records.append(self._golden(name, rgb, texts))
+            drawn = canary_image(side * 2, side)
+            Image.fromarray(drawn).save(folder / _golden_name(0))
+            records.append(self._golden(_golden_name(0), drawn, conditions))
+            return tuple(records)
+        for index, picture in enumerate(read_calibration(calibration)[:_GOLDEN_PICTURES]):
+            # Copied, not encoded again: a PNG's bytes depend on the version of its encoder.
+            shutil.copyfile(calibration / picture.image, folder / _golden_name(index))
+            texts = picture.conditions[:_GOLDEN_CONDITIONS]
+            records.append(self._golden(_golden_name(index), picture.rgb, texts))
         return tuple(records)
 
     def _canary_conditions(self) -> tuple[str, ...]:
