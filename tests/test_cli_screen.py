@@ -220,11 +220,13 @@ def test_ctrl_c_keeps_what_was_judged(env: dict[str, str], pictures: Path, tmp_p
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     assert "Traceback" not in stderr and "stopped by Ctrl-C" in stderr
-    done = rows(out.read_text())
-    assert 3 <= len(done) < 200 and f"{len(done)} of 200 judged" in stderr
-    assert stdout == out.read_text()
+    # The signal may fall between two outputs of one row: they differ by that row at most.
+    done, shown = rows(out.read_text()), rows(stdout)
+    assert 3 <= len(done) < 200 and 0 <= len(done) - len(shown) <= 1
+    assert shown == done[: len(shown)]
+    assert any(f"{count} of 200 judged" in stderr for count in (len(done), len(done) + 1))
 
 
 def test_a_reader_that_leaves_ends_the_run_quietly(env: dict[str, str], pictures: Path) -> None:
