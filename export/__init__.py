@@ -6,7 +6,7 @@ with. Never imports the runtime.
 
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import CalibrationPicture, read_calibration, yes_probability
-from edgejudge.export.exporter import check_target, export, precision_for, publish, seal
+from edgejudge.export.exporter import check_target, export, publish, seal
 from edgejudge.export.recipe import RECIPES, Recipe, recipe_named
 from edgejudge.export.reference import Reference
 from edgejudge.export.stored import Exact, Stored
@@ -22,7 +22,6 @@ __all__ = [
     "check_target",
     "export",
     "open_checkpoint",
-    "precision_for",
     "publish",
     "read_calibration",
     "recipe_named",

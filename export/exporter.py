@@ -37,7 +37,7 @@ from edgejudge.export.reference import Reference
 from edgejudge.export.store import WeightStore
 from edgejudge.export.stored import Exact, Stored
 
-__all__ = ["Precision", "check_target", "export", "precision_for", "publish", "seal"]
+__all__ = ["check_target", "export", "publish", "seal"]
 
 _EMBEDDINGS = "embeddings.bin"
 _TOOLS = ("edgejudge", "numpy", "onnx", "pillow", "tokenizers", "torch")
@@ -46,7 +46,7 @@ _SMALL_PARAMETERS = 200_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Precision:
+class _Precision:
     """How the reference computes. A model too large for float64 is still a reference, in float32,
     but fewer of its decimals survive a change of machine."""
 
@@ -54,10 +54,10 @@ class Precision:
     decimals: int
 
 
-def precision_for(checkpoint: Checkpoint) -> Precision:
+def _precision_for(checkpoint: Checkpoint) -> _Precision:
     if checkpoint.weights.parameters <= _SMALL_PARAMETERS:
-        return Precision(torch.float64, 6)
-    return Precision(torch.float32, 3)
+        return _Precision(torch.float64, 6)
+    return _Precision(torch.float32, 3)
 
 
 def export(
@@ -147,7 +147,7 @@ def _fill(
         graphs, part_records = write_graphs(folder, family, spec, labels.token_ids, parts, make_ops)
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
-    precision = precision_for(checkpoint)
+    precision = _precision_for(checkpoint)
     weights = (
         Exact(checkpoint.weights) if recipe.bits is None else Stored(checkpoint.weights, recipe)
     )
