@@ -6,6 +6,7 @@ progress and the summary to stderr.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import stat
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgejudge.errors import BundleError, InputError
+from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
     from edgejudge.verdict import Verdict
@@ -117,24 +118,25 @@ def run(args: argparse.Namespace) -> int:
     try:
         for verdict in judge.stream(paths, args.policy):
             printer.add(verdict)
+        printer.finish("")
     except KeyboardInterrupt:
         printer.finish("stopped by Ctrl-C, ")
         return 130
-    except BundleError as error:
-        # Files are hashed when first used, so damage can show after the first rows.
-        if not printer.counts:
-            raise
-        printer.finish("stopped, ")
-        print(f"error: {error}", file=sys.stderr)
-        return exit_code({"failed", *printer.counts})
     except BrokenPipeError:
         # The reader of stdout has left. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # what shells report for a closed pipe
+    except Exception as error:
+        # A full disk, or a bundle whose damage shows late: the rows so far stand and are counted.
+        if not printer.counts or args.debug:
+            raise
+        printer.finish("stopped, ")
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code({"failed", *printer.counts})
     finally:
         if out is not None:
-            out.close()
-    printer.finish("")
+            with contextlib.suppress(OSError):  # every row was flushed, or its failure was told
+                out.close()
     return exit_code(set(printer.counts))
 
 
@@ -167,7 +169,6 @@ class _Printer:
     def add(self, verdict: "Verdict") -> None:
         from edgejudge.report import outcome, row
 
-        self.counts[outcome(verdict)] += 1
         if self._as_json or self._out:
             line = json.dumps(verdict.to_json(), allow_nan=False)
             if self._out:
@@ -177,6 +178,7 @@ class _Printer:
                 print(line, flush=True)
         if not self._as_json:
             self._rows.append(row(verdict))
+        self.counts[outcome(verdict)] += 1
         if self._shows_progress:
             done = self.counts.total()
             print(f"\r{done}/{self._count}", end="", file=sys.stderr, flush=True)
@@ -189,7 +191,7 @@ class _Printer:
         if self._rows and sys.stdout.isatty():
             print_rich_table(self._rows, sys.stdout)
         elif self._rows:
-            print(plain_table(self._rows))
+            print(plain_table(self._rows), flush=True)
         elapsed_s = time.perf_counter() - self._began_s
         print(
             f"{prefix}{self.counts.total()} of {self._count} judged in {elapsed_s:.2f} s: "
