@@ -159,7 +159,7 @@ class Engine:
         if not np.isfinite(logits).all():
             raise ProviderError(
                 "the graphs gave label logits that are not numbers; "
-                "check the bundle with `edgejudge profile` and export it again"
+                "check the bundle with `edgejudge screen --verify`, or export it again"
             )
         mass = self.label_log_mass(logits)
         out: NDArray[np.float64] = 1.0 / (1.0 + np.exp(mass["no"] - mass["yes"]))
@@ -211,7 +211,7 @@ class Engine:
             )
         cache.reserve(tokens)
         total = cache.cursor + tokens
-        feeds = {
+        feeds: dict[str, NDArray[Any]] = {
             "position_ids": positions[None],
             "attention_bias": bias,
             "seqlens_k": np.array([total - 1], np.int32),

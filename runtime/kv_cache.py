@@ -49,8 +49,12 @@ class KvCache:
                 "use fewer or shorter conditions, or export with longer buckets",
             )
         self.capacity = min(fitting)
-        self.keys = [self._grown(old) for old in self.keys or [None] * self.layers]
-        self.values = [self._grown(old) for old in self.values or [None] * self.layers]
+        if not self.keys:
+            nothing = np.zeros((1, self.kv_heads, 0, self.head_dim), np.float32)
+            self.keys = [nothing] * self.layers
+            self.values = [nothing] * self.layers
+        self.keys = [self._grown(old) for old in self.keys]
+        self.values = [self._grown(old) for old in self.values]
 
     def advance(self, tokens: int) -> None:
         """The next `tokens` rows have been written."""
@@ -66,9 +70,8 @@ class KvCache:
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (*self.keys, *self.values))
 
-    def _grown(self, old: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    def _grown(self, old: NDArray[np.float32]) -> NDArray[np.float32]:
         # zeros, not empty: masked rows are still multiplied by a zero weight, and NaN x 0 is NaN.
         new = np.zeros((1, self.kv_heads, self.capacity, self.head_dim), np.float32)
-        if old is not None:
-            new[:, :, : self.cursor] = old[:, :, : self.cursor]
+        new[:, :, : self.cursor] = old[:, :, : self.cursor]
         return new

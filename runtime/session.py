@@ -39,7 +39,10 @@ class Session:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the order of the graph record."""
-        outputs: list[NDArray[Any]] = self._inner.run(None, dict(feeds))
+        try:
+            outputs: list[NDArray[Any]] = self._inner.run(None, dict(feeds))
+        except Exception as error:  # ONNX Runtime raises its own unrelated classes
+            raise self._failed(error) from None
         return outputs
 
     def run_bound(
@@ -63,9 +66,22 @@ class Session:
             address = buffer.ctypes.data
             binding.bind_input(source, "cpu", 0, np.float32, buffer.shape, address)
             binding.bind_output(sink, "cpu", 0, np.float32, buffer.shape, address)
-        self._inner.run_with_iobinding(binding)
+        try:
+            self._inner.run_with_iobinding(binding)
+        except Exception as error:  # as above
+            raise self._failed(error) from None
         # In the order of binding, so the free ones come first; the shared ones need no copy.
         return [value.numpy() for value in binding.get_outputs()[: len(free)]]
+
+    def _failed(self, error: Exception) -> ProviderError:
+        return ProviderError(
+            f"{self.graph.file} failed on {self.provider} ({_first_line(error)}); "
+            "check the bundle with `edgejudge screen --verify`"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def open_session(bundle: Bundle, graph: GraphRecord, provider: str, threads: int) -> Session:
@@ -82,7 +98,7 @@ def open_session(bundle: Bundle, graph: GraphRecord, provider: str, threads: int
     except Exception as error:  # ONNX Runtime raises its own unrelated classes
         raise BundleError(
             f"{path}: ONNX Runtime {ort.__version__} cannot load it on {provider} "
-            f"({str(error).splitlines()[0]}); export the bundle again with this edgejudge"
+            f"({_first_line(error)}); export the bundle again with this edgejudge"
         ) from None
     if inner.get_providers()[0] != provider:
         raise ProviderError(

@@ -15,6 +15,7 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -77,7 +78,7 @@ def _names(archive: Path) -> dict[str, bytes]:
         return {m.name.rsplit("/", 1)[-1]: t.extractfile(m).read() for m in members}  # type: ignore[union-attr]
 
 
-def collect(wheels: Path) -> dict[str, np.ndarray]:
+def collect(wheels: Path) -> dict[str, Any]:
     """The photographs found among the wheels in a folder, as arrays (object dtype for the ragged
     pictures).
     """
@@ -178,7 +179,10 @@ def _shapes(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     return image
 
 
-WORDS = "hello see you soon ok thanks where are we now great good morning call me later the of to and 12:30 99".split()
+WORDS = (
+    "hello see you soon ok thanks where are we now great good morning call me later the of to "
+    "and 12:30 99"
+).split()
 
 
 def _screen(rng: np.random.Generator, width: int, height: int) -> Image.Image:

@@ -127,8 +127,8 @@ CONCEPTS: tuple[Concept, ...] = (
         "a heart",
         "a love symbol",
         "love",
-        "red-heart blue-heart green-heart purple-heart yellow-heart heartblue heartgreen heartpurple heartyellow "
-        "growing-heart sparkling-heart",
+        "red-heart blue-heart green-heart purple-heart yellow-heart heartblue heartgreen "
+        "heartpurple heartyellow growing-heart sparkling-heart",
         1.5,
     ),
     _c("kiss mark", "a kiss mark", "a print of lips", "love", "kiss-mark kissmark"),
@@ -207,13 +207,17 @@ CONCEPTS: tuple[Concept, ...] = (
 # Drawn now and then, asked about never: the judge must say No to everything when only these are
 # there.
 DISTRACTORS: tuple[str, ...] = tuple(
-    "banana grapes watermelon pineapple broccoli carrot bread croissant cheese-wedge elephant penguin owl "
-    "butterfly octopus turtle whale rabbit pig cow chicken bicycle rocket helicopter bus tram-car sailboat anchor "
-    "umbrella balloon gift book pencil scissors hammer wrench light-bulb television laptop alarm-clock "
-    "hourglass-done trophy crown top-hat necktie jeans t-shirt high-heeled-shoe glasses backpack handbag "
-    "trumpet violin drum microphone headphone basketball tennis volleyball bowling sun cloud snowflake rainbow "
-    "cactus mushroom herb globe-showing-americas thumbs-up ok-hand waving-hand clapping-hands "
-    "thinking-face sleeping-face smiling-face-with-sunglasses grinning-face ghost robot alien".split()
+    (
+        "banana grapes watermelon pineapple broccoli carrot bread croissant cheese-wedge elephant "
+        "penguin owl butterfly octopus turtle whale rabbit pig cow chicken bicycle rocket "
+        "helicopter bus tram-car sailboat anchor umbrella balloon gift book pencil scissors "
+        "hammer wrench light-bulb television laptop alarm-clock hourglass-done trophy crown "
+        "top-hat necktie jeans t-shirt high-heeled-shoe glasses backpack handbag trumpet violin "
+        "drum microphone headphone basketball tennis volleyball bowling sun cloud snowflake "
+        "rainbow cactus mushroom herb globe-showing-americas thumbs-up ok-hand waving-hand "
+        "clapping-hands thinking-face sleeping-face smiling-face-with-sunglasses grinning-face "
+        "ghost robot alien "
+    ).split()
 )
 
 ARTISTS: dict[str, str] = {  # Iconify set -> licence of its drawings

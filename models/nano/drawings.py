@@ -12,8 +12,9 @@ import argparse
 import io
 import json
 from pathlib import Path
+from typing import Any
 
-import cairosvg  # type: ignore[import-untyped]
+import cairosvg
 import numpy as np
 from concepts import ARTISTS, CONCEPTS, DISTRACTORS
 from PIL import Image
@@ -41,7 +42,7 @@ def rasterise(body: str, width: float, height: float, edge: int = EDGE) -> np.nd
     return np.asarray(square)
 
 
-def collect(packages: Path) -> dict[str, np.ndarray]:
+def collect(packages: Path) -> dict[str, Any]:
     """Every wanted icon of every artist; see the file head for the arrays."""
     rgba, concept, artist, icon = [], [], [], []
     wanted = [(name, i) for i, c in enumerate(CONCEPTS) for name in c.icons]
@@ -87,9 +88,8 @@ def main() -> None:
         print(
             f"{c.name}: {int((sprites['concept'] == i).sum())} drawings by {len(artists)} artists"
         )
-    print(
-        f"{len(sprites['concept'])} sprites, {int((sprites['concept'] < 0).sum())} of them distractors"
-    )
+    others = int((sprites["concept"] < 0).sum())
+    print(f"{len(sprites['concept'])} sprites, {others} of them distractors")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from concepts import CONCEPTS
+from metrics import auroc
 from numpy.typing import NDArray
 from PIL import Image
 from scene import VIEW, Scene, Stage
@@ -32,18 +33,6 @@ SIZES = (
     ((1920, 1080), 0.2),
     ((512, 512), 0.2),
 )
-
-
-def auroc(scores: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Area under the ROC curve by ranks, ties averaged; nan without both classes."""
-    positive, negative = scores[labels == 1], scores[labels == 0]
-    if not len(positive) or not len(negative):
-        return float("nan")
-    _, inverse, counts = np.unique(
-        np.concatenate([positive, negative]), return_inverse=True, return_counts=True
-    )
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    return float((ranks[inverse[: len(positive)]].mean() - (len(positive) + 1) / 2) / len(negative))
 
 
 def bootstrap(statistic: Any, n: int, rounds: int = 200, seed: int = 0) -> list[float]:
@@ -105,8 +94,8 @@ class CheckpointJudge:
 
     def __init__(self, folder: Path, longest_edge: int | None) -> None:
         import torch
+        from model import TOKENS_PER_VIEW
         from tokenizers import Tokenizer
-        from train import TOKENS_PER_VIEW
         from transformers import SmolVLMForConditionalGeneration
         from words import Prompts
 

@@ -1,7 +1,8 @@
-"""A training run -> the checkpoint that is committed: ordinary Hugging Face files in bf16, and the judge card.
+"""A training run -> the checkpoint that is committed: ordinary Hugging Face files in bf16, and the
+judge card.
 
-Takes the run's folder and the thresholds that evaluate.py found on val; gives checkpoint/ with config, weights,
-tokenizer, image processor and judge.json. Does not know how the run was trained.
+Takes the run's folder and the thresholds that evaluate.py found on val; gives checkpoint/ with
+config, weights, tokenizer, image processor and judge.json. Does not know how the run was trained.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from concepts import CONCEPTS
@@ -27,7 +29,11 @@ def card(thresholds: dict[str, float], band: float) -> dict[str, object]:
         "question_template": TEMPLATE,
         "labels": {"yes": ["Yes", " Yes", "yes", " yes"], "no": ["No", " No", "no", " no"]},
         "concepts": [
-            {"name": c.name, "aliases": list(dict.fromkeys((c.phrase, c.alias))), "category": c.category}
+            {
+                "name": c.name,
+                "aliases": list(dict.fromkeys((c.phrase, c.alias))),
+                "category": c.category,
+            }
             for c in CONCEPTS
         ],
         "policies": [{"policy": "stickers", "thresholds": thresholds}] if thresholds else [],
@@ -41,12 +47,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("checkpoint"))
     parser.add_argument("--thresholds", type=Path, help="JSON written by evaluate.py")
-    parser.add_argument("--longest-edge", type=int, help="tile pictures of this size; none is one view")
+    parser.add_argument(
+        "--longest-edge", type=int, help="tile pictures of this size; none is one view"
+    )
     parser.add_argument("--band", type=float, default=0.05)
     args = parser.parse_args()
     if args.out.exists():
         shutil.rmtree(args.out)
-    model = SmolVLMForConditionalGeneration.from_pretrained(args.run, dtype=torch.float32)
+    model: Any = SmolVLMForConditionalGeneration.from_pretrained(args.run, dtype=torch.float32)
     model.to(torch.bfloat16).save_pretrained(args.out)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(args.run / "tokenizer.json"),

@@ -1,7 +1,8 @@
 """Muon: momentum whose update matrices are made nearly orthogonal (K. Jordan et al., 2024).
 
-Takes the 2-D weights of hidden layers; steps them. torch.optim.Muon does its Newton-Schulz steps in bfloat16, which a
-CPU without bf16 arithmetic runs a hundred times slower; this one works in fp32 and on all equal shapes at once.
+Takes the 2-D weights of hidden layers; steps them. torch.optim.Muon does its Newton-Schulz steps in
+bfloat16, which a CPU without bf16 arithmetic runs a hundred times slower; this one works in fp32
+and on all equal shapes at once.
 """
 
 from collections.abc import Iterable
@@ -9,7 +10,11 @@ from typing import Any
 
 import torch
 
-_A, _B, _C = 3.4445, -4.7750, 2.0315  # the quintic whose iteration pulls singular values towards one
+_A, _B, _C = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # the quintic whose iteration pulls singular values towards one
 
 
 def orthogonalise(stack: torch.Tensor, rounds: int = 5) -> torch.Tensor:
@@ -26,7 +31,9 @@ def orthogonalise(stack: torch.Tensor, rounds: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """`lr` is the spectral size of a step; about 0.01 to 0.02 where AdamW would take 1e-3."""
 
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[Any], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

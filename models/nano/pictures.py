@@ -1,7 +1,9 @@
-"""The pictures that ship: 64 calibration pictures with their questions, and the samples of `make demo`.
+"""The pictures that ship: 64 calibration pictures with their questions, and the samples of `make
+demo`.
 
-Takes sprites.npz; gives PNG files, questions.json and JPEG samples. Draws only by artists whose licence lets pictures
-ship, on drawn backgrounds; nothing of the training or test pictures is in them. Does not know the model.
+Takes sprites.npz; gives PNG files, questions.json and JPEG samples. Draws only by artists whose
+licence lets pictures ship, on drawn backgrounds; nothing of the training or test pictures is in
+them. Does not know the model.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ def calibration(stage: Stage, folder: Path, count: int) -> None:
         scene = stage.scene(rng, size=CALIBRATION_SIZE)
         name = f"{i:03}.png"
         scene.image.save(folder / name, optimize=True)
-        asked = [{"text": CONCEPTS[c].phrase, "label": int(scene.present[c])} for c in ask(rng, scene.present, 8)]
+        asked = [
+            {"text": CONCEPTS[c].phrase, "label": int(scene.present[c])}
+            for c in ask(rng, scene.present, 8)
+        ]
         questions.append({"image": name, "conditions": asked})
     (folder / "questions.json").write_text(json.dumps(questions, indent=1) + "\n")
 
@@ -65,7 +70,9 @@ def main() -> None:
     for seed, (name, size, wanted) in enumerate(SAMPLES):
         picture = sample(stage, 500 + seed, size, wanted).image
         picture.save(args.out / "samples" / f"{name}.jpg", quality=88)
-    total = sum(f.stat().st_size for n in ("calibration", "samples") for f in (args.out / n).iterdir())
+    total = sum(
+        f.stat().st_size for n in ("calibration", "samples") for f in (args.out / n).iterdir()
+    )
     print(f"{args.count} calibration pictures, {len(SAMPLES)} samples, {total / 1e6:.1f} MB")
 
 

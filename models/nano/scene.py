@@ -162,14 +162,14 @@ class Stage:
         )
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if rng.random() < 0.45:
-            turn = rng.uniform(-25, 25) if rng.random() < 0.85 else rng.uniform(-180, 180)
+        if rng.random() < 0.35:
+            turn = rng.uniform(-25, 25) if rng.random() < 0.92 else rng.uniform(-180, 180)
             image = image.rotate(turn, Image.Resampling.BICUBIC, expand=True)
-        if rng.random() < 0.5:
+        if rng.random() < 0.35:
             pixels = np.asarray(image).astype(np.float32)
             gain = rng.uniform(0.75, 1.25) * rng.uniform(0.88, 1.12, 3)
             pixels[..., :3] = np.clip(pixels[..., :3] * gain + rng.uniform(-20, 20), 0, 255)
-            if rng.random() < 0.08:
+            if rng.random() < 0.05:
                 pixels[..., :3] = pixels[..., :3].mean(axis=2, keepdims=True)
             if rng.random() < 0.15:
                 pixels[..., 3] *= rng.uniform(0.75, 1.0)

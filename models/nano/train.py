@@ -14,163 +14,23 @@ import math
 import multiprocessing as mp
 import queue
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from batches import LAYOUTS, Batch, producer
 from concepts import CONCEPTS
+from metrics import auroc
+from model import TOKENS_PER_VIEW, make_config, whiten
 from muon import Muon
-from scene import IGNORE, VIEW, Stage, base_rates, views_of
+from scene import IGNORE, Stage
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
-from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
-from words import VOCABULARY, Prompts, ask, form_of, train_tokenizer
+from transformers import SmolVLMForConditionalGeneration
+from words import Prompts, train_tokenizer
 
-TOKENS_PER_VIEW = 16
-# rows, cols, pictures in a batch, questions a picture: about equal cost each
-LAYOUTS = {
-    "single": (0, 0, 64, 8),
-    "crowd": (0, 0, 64, 10),
-    "2x2": (2, 2, 12, 20),
-    "3x4": (3, 4, 5, 32),
-    "4x3": (4, 3, 5, 32),
-    "4x4": (4, 4, 4, 32),
-}
 DENSE_WEIGHT = 12.0  # of the auxiliary loss against the answers
-
-
-def make_config() -> SmolVLMConfig:
-    """Architecture of nano: 5.9 M parameters, head size 32."""
-    return SmolVLMConfig(
-        vision_config=SmolVLMVisionConfig(
-            hidden_size=192,
-            intermediate_size=768,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            image_size=VIEW,
-            patch_size=12,
-        ),
-        text_config=LlamaConfig(
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            head_dim=32,
-            vocab_size=VOCABULARY,
-            max_position_embeddings=2048,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=True,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        ),
-        scale_factor=3,
-        image_token_id=4,
-        tie_word_embeddings=True,
-    )
-
-
-@dataclass(slots=True)
-class Batch:
-    """Pixels uint8 [B, V, 3, S, S], dense labels uint8 [B, V, T, C], branch ids [B, Q, L] with ends
-    [B, Q], answers [B, Q], blind prompts [N, M] with ends [N] and soft targets [N].
-    """
-
-    layout: str
-    pixels: np.ndarray
-    dense: np.ndarray
-    branches: np.ndarray
-    ends: np.ndarray
-    answers: np.ndarray
-    blind: np.ndarray
-    blind_ends: np.ndarray
-    blind_targets: np.ndarray
-
-
-def whiten(model: Any, stage: Stage, pictures: int = 400, eps: float = 1e-3) -> None:
-    """Starts the patch embedding as whitened principal components, the position table as 2-D sines.
-
-    A random projection lets the few brightest directions drown edges and shapes, and a small ViT spends its first
-    thousand steps undoing that (the same trick as in K. Jordan's airbench, there for a convolution).
-    """
-    rng = np.random.default_rng(5)
-    conv = model.model.vision_model.embeddings.patch_embedding
-    size, width = conv.kernel_size[0], conv.out_channels
-    pixels = np.concatenate([views_of(stage.scene(rng, crowd=True)) for _ in range(pictures)])
-    x = torch.from_numpy(pixels).float().div_(127.5).sub_(1.0)
-    patches = x.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
-    mean = patches.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T).double())
-    keep = vectors[:, -width:] / (values[-width:] + eps).sqrt()
-    weight = (0.5 * keep.T).float()
-    conv.weight.data.copy_(weight.view_as(conv.weight))
-    conv.bias.data.copy_(-weight @ mean)
-    table = model.model.vision_model.embeddings.position_embedding.weight.data
-    side = math.isqrt(len(table))
-    y, x_ = np.divmod(np.arange(len(table)), side)
-    rates = 1 / 100 ** (np.arange(width // 4) / (width // 4))
-    angles = [np.outer(v, rates) for v in (y, x_)]
-    waves = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
-    table.copy_(torch.from_numpy(0.3 * waves).float())
-
-
-def _pad(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids padded to the longest, and the index of each row's last token."""
-    out = np.zeros((len(rows), max(map(len, rows))), np.int64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out, np.array([len(r) - 1 for r in rows])
-
-
-def make_batch(
-    rng: np.random.Generator,
-    stage: Stage,
-    prompts: Prompts,
-    rates: np.ndarray,
-    layout: str,
-    answer_share: float,
-) -> Batch:
-    """A batch of one layout; the first `answer_share` of its pictures have questions, the rest the
-    dense loss alone.
-    """
-    rows, cols, count, questions = LAYOUTS[layout]
-    scenes = [stage.scene(rng, rows, cols, crowd=layout == "crowd") for _ in range(count)]
-    ids: list[list[int]] = []
-    answers = []
-    answered = math.ceil(count * answer_share)
-    for s in scenes[:answered]:
-        asked = ask(rng, s.present, questions)
-        ids += [prompts.branches[i][form_of(rng)] for i in asked]
-        answers += [int(s.present[i]) for i in asked]
-    branches, ends = _pad(ids)
-    share = max(8, answered * questions // 9)  # one question in ten is asked without any image
-    picks = rng.integers(0, len(CONCEPTS), share)
-    blind, blind_ends = _pad([prompts.blind[i][form_of(rng)] for i in picks])
-    return Batch(
-        layout,
-        np.stack([views_of(s) for s in scenes]),
-        np.stack([s.dense for s in scenes]),
-        branches.reshape(answered, questions, -1),
-        ends.reshape(answered, questions),
-        np.array(answers).reshape(answered, questions),
-        blind,
-        blind_ends,
-        rates[picks],
-    )
-
-
-def producer(out: Any, wishes: Any, args: argparse.Namespace, seed: int) -> None:
-    """A process that keeps batches ready."""
-    rng = np.random.default_rng(seed)
-    stage = Stage("train", args.sprites, args.photos)
-    prompts = Prompts(Tokenizer.from_file(str(args.out / "tokenizer.json")), TOKENS_PER_VIEW)
-    rates = base_rates()
-    while True:
-        out.put(make_batch(rng, stage, prompts, rates, wishes.get(), args.answer_share))
 
 
 class Trainer:
@@ -264,18 +124,6 @@ class Trainer:
         return seen_loss, blind_loss, margin.detach()
 
 
-def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve by ranks, ties averaged; nan without both classes."""
-    positive, negative = scores[labels == 1], scores[labels == 0]
-    if not len(positive) or not len(negative):
-        return float("nan")
-    values, inverse, counts = np.unique(
-        np.concatenate([positive, negative]), return_inverse=True, return_counts=True
-    )
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    return float((ranks[inverse[: len(positive)]].mean() - (len(positive) + 1) / 2) / len(negative))
-
-
 def parse_mix(text: str) -> tuple[list[str], np.ndarray]:
     parts = dict(p.split("=") for p in text.split(","))
     share = np.array([float(v) for v in parts.values()])
@@ -320,6 +168,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop after this long")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    args.tokens_per_view = TOKENS_PER_VIEW
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -330,7 +179,7 @@ def main() -> None:
     prompts = Prompts(tokenizer, TOKENS_PER_VIEW)
     source = args.weights or (args.out if (args.out / "model.safetensors").exists() else None)
     if source:
-        model = SmolVLMForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+        model: Any = SmolVLMForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     else:
         model = SmolVLMForConditionalGeneration(make_config())
         whiten(model, Stage("train", args.sprites, args.photos))

@@ -25,7 +25,8 @@ CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
     "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
     "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 # What later questions will need: counting, relations, scores, pairs, letters, JSON, reasons.
@@ -88,7 +89,8 @@ class Prompts:
         self.blind = [
             {
                 form: self.ids(
-                    f"<|im_start|>User: {self.question(getattr(c, form))}<end_of_utterance>\nAssistant:"
+                    f"<|im_start|>User: {self.question(getattr(c, form))}"
+                    "<end_of_utterance>\nAssistant:"
                 )
                 for form, _ in NAME_FORMS
             }
