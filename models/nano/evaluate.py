@@ -160,13 +160,15 @@ def best_threshold(scores: NDArray[Any], labels: NDArray[Any]) -> float:
     positives.
     """
     order = np.argsort(-scores)
+    ranked = scores[order]
     hits = np.cumsum(labels[order] == 1)
     if hits[-1] == 0:
         return 0.5
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
+    f1[:-1][ranked[1:] == ranked[:-1]] = -1  # equal scores cannot be cut apart
     best = int(np.argmax(f1))
-    below = scores[order[best + 1]] if best + 1 < len(scores) else 0.0
-    return round(float((scores[order[best]] + below) / 2), 4)
+    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
+    return round(float((ranked[best] + below) / 2), 6)
 
 
 def rule_table(
@@ -213,7 +215,8 @@ def main() -> None:
     )
     parser.add_argument("--sprites", type=Path, default=Path("work/sprites.npz"))
     parser.add_argument("--photos", type=Path, default=Path("work/photos.npz"))
-    parser.add_argument("--count", type=int, default=1000, help="pictures in each of val and test")
+    parser.add_argument("--count", type=int, default=1000, help="test pictures")
+    parser.add_argument("--val-count", type=int, default=500, help="pictures for the thresholds")
     parser.add_argument("--thresholds", type=Path, help="write the thresholds found on val here")
     args = parser.parse_args()
     judge: Any = (
@@ -223,7 +226,7 @@ def main() -> None:
     )
     policy = load_policy("stickers")
     began = time.time()
-    val_scores, val_truth = measure(judge, scenes("val", args.count, args))
+    val_scores, val_truth = measure(judge, scenes("val", args.val_count, args))
     test_scores, truth = measure(judge, scenes("test", args.count, args))
     each = {c.name: auroc(test_scores[:, i], truth[:, i]) for i, c in enumerate(CONCEPTS)}
 
@@ -251,6 +254,7 @@ def main() -> None:
     report = {
         **judge.what,
         "machine": platform.processor() or platform.machine(),
+        "val_images": args.val_count,
         "test_images": args.count,
         "decisions": int((truth >= 0).sum()),
         "positives": int((truth == 1).sum()),

@@ -1,0 +1,41 @@
+"""The bundle that ships: it is the export of the checkpoint beside it, and nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgejudge.bundle import Bundle, Manifest, read_manifest
+from edgejudge.export import export
+from edgejudge.fidelity import graph_error
+from edgejudge.policy import builtin_names, load_policy
+from edgejudge.runtime import Engine
+
+NANO = Path(__file__).parent.parent / "models" / "nano"
+MOST_WHEEL_BYTES = 40 * 10**6
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    out = tmp_path_factory.mktemp("nano") / "bundle"
+    policies = [load_policy(name).record() for name in builtin_names()]
+    shipped = read_manifest(NANO / "bundle")
+    return read_manifest(export(NANO / "checkpoint", out, shipped.recipe, policies=policies))
+
+
+def test_graphs_and_weights_are_rebuilt_byte_for_byte(rebuilt: Manifest) -> None:
+    assert rebuilt.files == read_manifest(NANO / "bundle").files
+
+
+def test_the_manifest_is_rebuilt_but_for_tools_and_measurement(rebuilt: Manifest) -> None:
+    shipped = read_manifest(NANO / "bundle")
+    same = replace(rebuilt, tools=shipped.tools, fidelity=shipped.fidelity).signed()
+    assert same == shipped
+
+
+def test_the_shipped_bundle_is_whole_sealed_and_right() -> None:
+    bundle = Bundle.open(NANO / "bundle", verify=True)
+    report = bundle.manifest.fidelity
+    assert report is not None and report.flip_rate <= 0.01 and report.pictures == 64
+    assert sum(f.bytes for f in bundle.manifest.files) < MOST_WHEEL_BYTES
+    assert graph_error(bundle, Engine.open(bundle)) <= bundle.manifest.canary.tolerance

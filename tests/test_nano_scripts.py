@@ -1,0 +1,133 @@
+"""The scripts that made nano: what they draw, ask and count, on sprites drawn here."""
+
+import importlib
+import itertools
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgejudge.bundle import Bundle
+from edgejudge.models.prompt import Prompts
+from edgejudge.models.tokenizer import Tokenizer
+
+NANO = Path(__file__).parent.parent / "models" / "nano"
+
+
+@pytest.fixture(scope="module")
+def nano() -> dict[str, ModuleType]:
+    """The scripts import each other by bare name, as they do when they run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(NANO)
+        names = ("concepts", "evaluate", "metrics", "muon", "scene", "words")
+        return {name: importlib.import_module(name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def stage(nano: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> object:
+    """One disc per concept, each of its own grey, and two photographs, one of which shows a cat."""
+    folder = tmp_path_factory.mktemp("stage")
+    count = len(nano["concepts"].CONCEPTS)
+    y, x = np.mgrid[0:64, 0:64] - 31.5
+    disc = np.zeros((count + 1, 64, 64, 4), np.uint8)
+    disc[..., :3] = np.arange(count + 1)[:, None, None, None] * 3
+    disc[:, np.hypot(x, y) < 31, 3] = 255
+    concept = np.arange(-1, count)
+    np.savez(folder / "s.npz", rgba=disc, concept=concept, artist=np.array(["a"] * len(disc)))
+    photos = np.empty(2, object)
+    photos[:] = [np.full((90, 120, 3), v, np.uint8) for v in (40, 200)]
+    np.savez(folder / "p.npz", rgb=photos, split=np.array(["t", "t"]), shows=np.array(["cat", ""]))
+    return nano["scene"].Stage("t", folder / "s.npz", folder / "p.npz")
+
+
+@pytest.mark.parametrize(("rows", "cols", "crowd"), [(0, 0, False), (0, 0, True), (2, 3, False)])
+def test_dense_labels_lie_on_shown_concepts(
+    nano: dict[str, ModuleType], stage: object, rows: int, cols: int, crowd: bool
+) -> None:
+    scene = nano["scene"]
+    seen = 0
+    for seed in range(12):
+        made = stage.scene(np.random.default_rng(seed), rows, cols, crowd=crowd)  # type: ignore[attr-defined]
+        views = nano["scene"].views_of(made)
+        assert views.shape == (rows * cols + 1, 3, scene.VIEW, scene.VIEW)
+        assert made.dense.shape == (len(views), 16, len(made.present))
+        labelled = (made.dense == 1).any(axis=(0, 1))
+        assert (made.present[labelled] == 1).all(), "a label for what was not drawn"
+        # Each drawn sticker is labelled somewhere, or was too cut up to be labelled at all.
+        touched = (made.dense > 0).any(axis=(0, 1))
+        assert touched[made.present == 1].all()
+        seen += int(labelled.sum())
+    assert seen > 10
+
+
+def test_a_photograph_is_no_negative_for_what_it_shows(
+    nano: dict[str, ModuleType], stage: object
+) -> None:
+    cat = [c.name for c in nano["concepts"].CONCEPTS].index("cat")
+    values = {
+        int(stage.scene(np.random.default_rng(s), show=[]).present[cat])  # type: ignore[attr-defined]
+        for s in range(40)
+    }
+    assert values == {0, -1}
+    present = np.zeros(len(nano["concepts"].CONCEPTS), np.int8)
+    present[cat] = -1
+    asked = [nano["words"].ask(np.random.default_rng(s), present, 8) for s in range(20)]
+    assert cat not in {i for each in asked for i in each}
+
+
+def test_questions_hold_what_is_shown_and_hard_negatives(nano: dict[str, ModuleType]) -> None:
+    concepts = nano["concepts"].CONCEPTS
+    present = np.zeros(len(concepts), np.int8)
+    dog = [c.name for c in concepts].index("dog")
+    present[dog] = 1
+    asked = nano["words"].ask(np.random.default_rng(0), present, 8)
+    assert len(set(asked)) == 8 and dog in asked
+    same = [i for i in asked if concepts[i].category == "animal" and i != dog]
+    assert len(same) >= 3
+
+
+def test_trainer_and_runtime_write_the_same_prompts(nano: dict[str, ModuleType]) -> None:
+    from tokenizers import Tokenizer as Raw
+
+    bundle = Bundle.open(NANO / "bundle")
+    manifest = bundle.manifest
+    path = bundle.file("tokenizer.json")
+    ours = Prompts(manifest.prompt, manifest.tokens.image, lambda: Tokenizer(path))
+    trained = nano["words"].Prompts(Raw.from_file(str(path)), manifest.prompt.visual_tokens)
+    grid = range(len(manifest.prompt.tile_tokens) + 1)
+    for rows, cols in [(0, 0), *((r, c) for r, c in itertools.product(grid, grid) if r and c)]:
+        assert ours.prefix_ids(rows, cols) == trained.prefix(rows, cols)
+    for index, concept in enumerate(nano["concepts"].CONCEPTS):
+        assert ours.branch_ids(concept.phrase) == trained.branches[index]["phrase"]
+        assert ours.blind_ids(concept.alias) == trained.blind[index]["alias"]
+    assert {c.name for c in manifest.concepts} == {c.name for c in nano["concepts"].CONCEPTS}
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=30))
+def test_auroc_and_threshold_are_the_brute_force_ones(
+    nano: dict[str, ModuleType], rows: list[tuple[int, bool]]
+) -> None:
+    scores = np.array([s / 7 for s, _ in rows])
+    labels = np.array([int(b) for _, b in rows])
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    if len(positive) and len(negative):
+        pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+        assert nano["metrics"].auroc(scores, labels) == pytest.approx(np.mean(pairs))
+    if len(positive):
+        cut = nano["evaluate"].best_threshold(scores, labels)
+        found = nano["evaluate"].f1_of(scores >= cut, labels)
+        cuts = [-1.0, *scores, *(scores + 1e-6)]
+        assert found == pytest.approx(
+            max(nano["evaluate"].f1_of(scores >= c, labels) for c in cuts)
+        )
+
+
+def test_muon_pulls_singular_values_towards_one(nano: dict[str, ModuleType]) -> None:
+    torch.manual_seed(0)
+    for shape in ((2, 8, 24), (1, 24, 8)):
+        values = torch.linalg.svdvals(nano["muon"].orthogonalise(torch.randn(shape)))
+        assert values.min() > 0.5 and values.max() < 1.3
