@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,14 @@ def bootstrap(statistic: Any, n: int, rounds: int = 200, seed: int = 0) -> list[
     return [round(float(v), 4) for v in np.nanpercentile(values, [2.5, 97.5])]
 
 
-def scenes(split: str, count: int, args: argparse.Namespace) -> list[Scene]:
+def scenes(split: str, count: int, args: argparse.Namespace) -> Iterator[Scene]:
     """Pictures of the sizes users send, from photographs and drawn backgrounds of one split."""
     seed = {"val": 11, "test": 29}[split]
     stage = Stage(split, args.sprites, args.photos)
-    out = []
     for i in range(count):
         rng = np.random.default_rng([seed, i])
         size = SIZES[int(rng.choice(len(SIZES), p=[p for _, p in SIZES]))][0]
-        out.append(stage.scene(rng, size=size))
-    return out
+        yield stage.scene(rng, size=size)
 
 
 class BundleJudge:
@@ -197,10 +196,10 @@ def f1_of(decided: NDArray[Any], labels: NDArray[Any]) -> float:
     return 2 * hit / max(1, int((decided & known).sum()) + int((labels == 1).sum()))
 
 
-def measure(judge: Any, pictures: list[Scene]) -> tuple[NDArray[Any], NDArray[Any]]:
-    return np.stack([judge.probabilities(s.image) for s in pictures]), np.stack(
-        [s.present for s in pictures]
-    )
+def measure(judge: Any, pictures: Iterable[Scene]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Probabilities [N, C] and what is there [N, C], one picture in memory at a time."""
+    rows = [(judge.probabilities(s.image), s.present) for s in pictures]
+    return np.stack([p for p, _ in rows]), np.stack([t for _, t in rows])
 
 
 def main() -> None:
