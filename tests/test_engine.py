@@ -110,7 +110,8 @@ def test_a_fork_is_a_fresh_prefill(engines: dict[str, Engine], folders: dict[str
     other_ids, other = make_prefix(engine, 1, seed=1)
     assert not np.allclose(engine.score(engine.prefill(other_ids, other), [[70, 71, 72]]), first)
     fresh = open_engine(folders["fp32"])
-    assert np.array_equal(fresh.score(fresh.prefill(ids, visual), [[70, 71, 72]]), first)
+    again = fresh.score(fresh.prefill(ids, visual), [[70, 71, 72]])
+    assert np.abs(again - first).max() < LOGIT_BAND  # the other engine may cut its chunks otherwise
     with pytest.raises(InputError, match="prefill it again"):
         engine.score(prefix, [[70]])
 
