@@ -13,6 +13,7 @@ import json
 import math
 import multiprocessing as mp
 import queue
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,9 @@ def main() -> None:
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args.out.mkdir(parents=True, exist_ok=True)
-    if not (args.out / "tokenizer.json").exists():
+    if args.weights:  # token ids are part of what the weights mean
+        shutil.copyfile(args.weights / "tokenizer.json", args.out / "tokenizer.json")
+    elif not (args.out / "tokenizer.json").exists():
         train_tokenizer().save(str(args.out / "tokenizer.json"))
     tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
     prompts = Prompts(tokenizer, TOKENS_PER_VIEW)
