@@ -114,10 +114,7 @@ class Engine:
         `packed=False` runs every branch in a pass of its own: the reference that packing is tested
         against.
         """
-        if prefix.serial != self._serial:
-            raise InputError(
-                "stale_prefix", "this prefix was replaced by a later prefill; prefill it again"
-            )
+        self._must_hold(prefix)
         return self._branches(branches, prefix.length, prefix.position, packed)
 
     def score_blind(
@@ -132,23 +129,12 @@ class Engine:
 
     def full_logits(self, prefix: Prefix, branch: Sequence[int]) -> NDArray[np.float32]:
         """Logits [vocabulary] of the full head at the end of one branch; loads the LM head."""
-        if prefix.serial != self._serial:
-            raise InputError(
-                "stale_prefix", "this prefix was replaced by a later prefill; prefill it again"
-            )
+        self._must_hold(prefix)
         (step,) = pack([branch], prefix.length, prefix.position, len(branch))
         hidden = self._decode(self._embed(step.ids, None), step.positions, step.bias)
         (logits,) = self._session("lm_head").run({"hidden": hidden[step.ends]})
         out: NDArray[np.float32] = logits[0]
         return out
-
-    def label_log_mass(self, logits: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-        """Label -> log of the summed unnormalised weight of its variants, [B]."""
-        wide = logits.astype(np.float64)
-        return {
-            label: np.logaddexp.reduce(wide[:, list(rows)], axis=1)
-            for label, rows in self.bundle.manifest.labels.items()
-        }
 
     def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """P(yes) / (P(yes) + P(no)) [B], a label's variants joined by log-sum-exp.
@@ -161,9 +147,19 @@ class Engine:
                 "the graphs gave label logits that are not numbers; "
                 "check the bundle with `edgejudge screen --verify`, or export it again"
             )
-        mass = self.label_log_mass(logits)
+        wide = logits.astype(np.float64)
+        mass = {
+            label: np.logaddexp.reduce(wide[:, list(rows)], axis=1)
+            for label, rows in self.bundle.manifest.labels.items()
+        }
         out: NDArray[np.float64] = 1.0 / (1.0 + np.exp(mass["no"] - mass["yes"]))
         return out
+
+    def _must_hold(self, prefix: Prefix) -> None:
+        if prefix.serial != self._serial:
+            raise InputError(
+                "stale_prefix", "this prefix was replaced by a later prefill; prefill it again"
+            )
 
     def _branches(
         self, branches: Sequence[Sequence[int]], start: int, position: int, packed: bool

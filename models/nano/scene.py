@@ -107,11 +107,7 @@ class Stage:
         width, height = size or (max(cols, 1) * VIEW, max(rows, 1) * VIEW)
         present = np.zeros(len(CONCEPTS), np.int8)
         canvas = self._background(rng, width, height, present)
-        small = (
-            0.2 * min(width, height)
-            if rows == 0 and size is None
-            else 0.22 * VIEW * width / (max(cols, 1) * VIEW)
-        )
+        small = (0.22 if rows else 0.2) * VIEW
         if size is not None:
             small = 0.0625 * max(size)  # 120 px in a 1920 px screenshot
         placed: list[tuple[int, Image.Image]] = []  # (concept, visible alpha on the canvas)

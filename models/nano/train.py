@@ -131,7 +131,7 @@ def parse_mix(text: str) -> tuple[list[str], np.ndarray]:
     return list(parts), share / share.sum()
 
 
-def save(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+def save(model: Any, folder: Path) -> None:
     """The weights and config as an ordinary checkpoint, atomically enough to survive a kill."""
     model.save_pretrained(folder / "new")
     for file in (folder / "new").iterdir():
@@ -231,7 +231,8 @@ def main() -> None:
         target=producer, args=(ready, wishes, args, args.seed + 1000 + step), daemon=True
     )
     worker.start()
-    begun, seen = time.time(), []
+    started = window = time.time()
+    seen = []
     while step < args.steps:
         try:
             batch = ready.get(timeout=120)
@@ -258,29 +259,24 @@ def main() -> None:
                 "blind": float(blind.detach()),
                 "auroc": auroc(margin.cpu().numpy().ravel(), batch.answers.ravel()),
             }
-        model.zero_grad(set_to_none=True)
         optimiser.zero_grad(set_to_none=True)
+        muon.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         muon.step()
         step += 1
         seen.append(record)
-        over = args.minutes is not None and time.time() - begun > 60 * args.minutes
+        over = args.minutes is not None and time.time() - started > 60 * args.minutes
         if step % 25 == 0 or step == args.steps or over:
             mean = {
                 k: round(float(np.nanmean([r[k] for r in seen if k in r])), 4) for k in seen[-1]
             }
-            pace = (time.time() - begun) / max(1, len(seen))
+            pace = (time.time() - window) / len(seen)
             print(json.dumps({"step": step, **mean, "s_per_step": round(pace, 2)}), flush=True)
-            seen, begun_window = [], time.time()
-            if not over:
-                begun, args.minutes = (
-                    begun_window,
-                    args.minutes and args.minutes - (begun_window - begun) / 60,
-                )
+            seen, window = [], time.time()
         if step % 200 == 0 or step == args.steps or over:
-            save(model, tokenizer, args.out)
+            save(model, args.out)
             torch.save(
                 {
                     "optimiser": optimiser.state_dict(),
