@@ -23,7 +23,7 @@ def nano() -> dict[str, ModuleType]:
     """The scripts import each other by bare name, as they do when they run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(NANO)
-        names = ("concepts", "evaluate", "metrics", "muon", "scene", "words")
+        names = ("concepts", "evaluate", "metrics", "mosaics", "muon", "scene", "words")
         return {name: importlib.import_module(name) for name in names}
 
 
@@ -44,14 +44,14 @@ def stage(nano: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactory)
     return nano["scene"].Stage("t", folder / "s.npz", folder / "p.npz")
 
 
-@pytest.mark.parametrize(("rows", "cols", "crowd"), [(0, 0, False), (0, 0, True), (2, 3, False)])
+@pytest.mark.parametrize(("rows", "cols", "busy"), [(0, 0, False), (3, 4, True), (2, 2, False)])
 def test_dense_labels_lie_on_shown_concepts(
-    nano: dict[str, ModuleType], stage: object, rows: int, cols: int, crowd: bool
+    nano: dict[str, ModuleType], stage: object, rows: int, cols: int, busy: bool
 ) -> None:
     scene = nano["scene"]
     seen = 0
     for seed in range(12):
-        made = stage.scene(np.random.default_rng(seed), rows, cols, crowd=crowd)  # type: ignore[attr-defined]
+        made = stage.scene(np.random.default_rng(seed), rows, cols, busy=busy)  # type: ignore[attr-defined]
         views = nano["scene"].views_of(made)
         assert views.shape == (rows * cols + 1, 3, scene.VIEW, scene.VIEW)
         assert made.dense.shape == (len(views), 16, len(made.present))
@@ -60,8 +60,42 @@ def test_dense_labels_lie_on_shown_concepts(
         # Each drawn sticker is labelled somewhere, or was too cut up to be labelled at all.
         touched = (made.dense > 0).any(axis=(0, 1))
         assert touched[made.present == 1].all()
+        # The drawing under a token is of a concept that the token is labelled with.
+        rows_of = made.sprite[made.sprite > 0] - 1  # the stage's row 0 is its distractor
+        layers = made.dense[made.sprite > 0]
+        assert (layers[rows_of > 0, rows_of[rows_of > 0] - 1] == 1).all()
         seen += int(labelled.sum())
     assert seen > 10
+
+
+def test_a_view_is_asked_only_what_can_be_seen_in_it(
+    nano: dict[str, ModuleType], stage: object
+) -> None:
+    ignore, unclear, shown = nano["scene"].IGNORE, 0, 0
+    for seed in range(40):
+        made = stage.view(np.random.default_rng(seed))  # type: ignore[attr-defined]
+        dense = made.dense[0]
+        assert ((dense == 1).any(0) == (made.present == 1)).all()
+        hidden = (dense == ignore).any(0) & ~(dense == 1).any(0)
+        assert (made.present[hidden] == -1).all(), "a part too small to name is no negative"
+        unclear, shown = unclear + int(hidden.sum()), shown + int((made.present == 1).sum())
+    assert unclear > 5
+    assert shown > 40
+
+
+def test_a_mosaic_shows_what_its_views_show(nano: dict[str, ModuleType]) -> None:
+    rng = np.random.default_rng(0)
+    views = torch.arange(60.0).half()[:, None, None].expand(-1, 16, 4)
+    shown = np.zeros((60, 5), np.int8)
+    shown[rng.random((60, 5)) < 0.1] = 1
+    shown[7, 2] = -1
+    pool = nano["mosaics"].Pool(views, shown, {})
+    for rows, cols in [(0, 0), (2, 2), (3, 4)] * 20:
+        tokens, present = pool.mosaic(rng, rows, cols)
+        assert tokens.shape == (rows * cols + 1, 16, 4)
+        used = shown[tokens[:, 0, 0].int().numpy()]
+        assert ((used == 1).any(0) == (present == 1)).all()
+        assert (((used == -1).any(0) & ~(used == 1).any(0)) == (present == -1)).all()
 
 
 def test_a_photograph_is_no_negative_for_what_it_shows(

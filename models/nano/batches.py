@@ -20,24 +20,20 @@ from words import Prompts, ask, form_of
 
 # rows, cols, pictures in a batch, questions a picture: about equal cost each
 LAYOUTS = {
-    "single": (0, 0, 64, 8),
-    "crowd": (0, 0, 64, 10),
-    "2x2": (2, 2, 12, 20),
-    "3x4": (3, 4, 5, 32),
-    "4x3": (4, 3, 5, 32),
-    "4x4": (4, 4, 4, 32),
+    "view": (0, 0, 32, 10),
+    "single": (0, 0, 32, 8),
+    "3x4": (3, 4, 3, 32),
+    "4x3": (4, 3, 3, 32),
+    "4x4": (4, 4, 2, 32),
 }
 
 
 @dataclass(slots=True)
-class Batch:
-    """Pixels uint8 [B, V, 3, S, S], dense labels uint8 [B, V, T, C], branch ids [B, Q, L] with ends
-    [B, Q], answers [B, Q], blind prompts [N, M] with ends [N] and soft targets [N].
+class Questions:
+    """Branch ids [B, Q, L] with ends [B, Q], answers [B, Q], blind prompts [N, M] with ends [N] and
+    soft targets [N].
     """
 
-    layout: str
-    pixels: np.ndarray
-    dense: np.ndarray
     branches: np.ndarray
     ends: np.ndarray
     answers: np.ndarray
@@ -46,12 +42,54 @@ class Batch:
     blind_targets: np.ndarray
 
 
+@dataclass(slots=True)
+class Batch:
+    """Pixels uint8 [B, V, 3, S, S], dense labels uint8 [B, V, T, C], drawings int16 [B, V, T], and
+    what is asked of the first pictures.
+    """
+
+    layout: str
+    pixels: np.ndarray
+    dense: np.ndarray
+    sprite: np.ndarray
+    questions: Questions
+
+
 def _pad(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Ids padded to the longest, and the index of each row's last token."""
     out = np.zeros((len(rows), max(map(len, rows))), np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return out, np.array([len(r) - 1 for r in rows])
+
+
+def make_questions(
+    rng: np.random.Generator,
+    prompts: Prompts,
+    rates: np.ndarray,
+    present: list[np.ndarray],
+    count: int,
+) -> Questions:
+    """`count` questions about each picture, given what each shows (int8 [C])."""
+    ids: list[list[int]] = []
+    answers = []
+    for shown in present:
+        asked = ask(rng, shown, count)
+        ids += [prompts.branches[i][form_of(rng)] for i in asked]
+        answers += [int(shown[i]) for i in asked]
+    branches, ends = _pad(ids)
+    share = max(8, len(ids) // 9)  # one question in ten is asked without any image
+    picks = rng.integers(0, len(CONCEPTS), share)
+    blind, blind_ends = _pad([prompts.blind[i][form_of(rng)] for i in picks])
+    shape = (len(present), count)
+    return Questions(
+        branches.reshape(*shape, -1),
+        ends.reshape(shape),
+        np.array(answers).reshape(shape),
+        blind,
+        blind_ends,
+        rates[picks],
+    )
 
 
 def make_batch(
@@ -66,28 +104,17 @@ def make_batch(
     dense loss alone.
     """
     rows, cols, count, questions = LAYOUTS[layout]
-    scenes = [stage.scene(rng, rows, cols, crowd=layout == "crowd") for _ in range(count)]
-    ids: list[list[int]] = []
-    answers = []
-    answered = math.ceil(count * answer_share)
-    for s in scenes[:answered]:
-        asked = ask(rng, s.present, questions)
-        ids += [prompts.branches[i][form_of(rng)] for i in asked]
-        answers += [int(s.present[i]) for i in asked]
-    branches, ends = _pad(ids)
-    share = max(8, answered * questions // 9)  # one question in ten is asked without any image
-    picks = rng.integers(0, len(CONCEPTS), share)
-    blind, blind_ends = _pad([prompts.blind[i][form_of(rng)] for i in picks])
+    if layout == "view":
+        scenes = [stage.view(rng) for _ in range(count)]
+    else:
+        scenes = [stage.scene(rng, rows, cols, busy=rows > 0) for _ in range(count)]
+    answered = [s.present for s in scenes[: math.ceil(count * answer_share)]]
     return Batch(
         layout,
         np.stack([views_of(s) for s in scenes]),
         np.stack([s.dense for s in scenes]),
-        branches.reshape(answered, questions, -1),
-        ends.reshape(answered, questions),
-        np.array(answers).reshape(answered, questions),
-        blind,
-        blind_ends,
-        rates[picks],
+        np.stack([s.sprite for s in scenes]),
+        make_questions(rng, prompts, rates, answered, questions),
     )
 
 

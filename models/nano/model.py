@@ -61,7 +61,7 @@ def whiten(model: Any, stage: Stage, pictures: int = 400, eps: float = 1e-3) -> 
     rng = np.random.default_rng(5)
     conv = model.model.vision_model.embeddings.patch_embedding
     size, width = conv.kernel_size[0], conv.out_channels
-    pixels = np.concatenate([views_of(stage.scene(rng, crowd=True)) for _ in range(pictures)])
+    pixels = np.concatenate([views_of(stage.view(rng)) for _ in range(pictures)])
     x = torch.from_numpy(pixels).float().div_(127.5).sub_(1.0)
     patches = (
         x.unfold(2, size, size)

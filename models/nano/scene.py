@@ -1,8 +1,8 @@
 """Pictures for the nano judge: stickers on backgrounds, with what is where.
 
 `Stage(split, sprites, photos)` gives `scene(rng, rows, cols)`: the views the vision tower sees, the
-concepts present, and which visual token lies on which sticker. Does not know questions, words or
-the model.
+concepts present, and which visual token lies on which sticker; `view(rng)` gives one view as the
+tower meets it, tile or global, crowded with stickers. Does not know questions, words or the model.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ COUNTS = (
 )  # probability of 0, 1, 2 ... stickers in a picture
 DISTRACTOR_SHARE = 0.2
 IGNORE = 2  # dense label of a token that is neither clearly on a sticker nor clearly off it
+RECOGNISABLE = 0.3  # share of a sticker that a view must show before it may be asked to name it
+# Width over height of the stretch a view has undergone: tiles of a 16:9 picture are 4:3 too high,
+# its global view is 16:9 too narrow.
+STRETCHES = ((1.0, 0.5), (0.75, 0.17), (1.333, 0.13), (0.5625, 0.12), (1.778, 0.08))
 
 _WEIGHTS = np.array([c.weight for c in CONCEPTS])
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
@@ -41,8 +45,18 @@ class Scene:
     image: Image.Image
     present: np.ndarray  # int8 [C]: 1 shown, 0 not, -1 neither to be asked nor scored
     dense: np.ndarray  # uint8 [V, T, C]: 1, 0 or IGNORE
+    sprite: np.ndarray  # int16 [V, T]: 1 + row of the drawing it lies on, 0 background, -1 unclear
     rows: int  # 0 when the picture is one global view
     cols: int
+
+
+@dataclass(slots=True)
+class _Placed:
+    concept: int  # -1 for a distractor
+    row: int  # of the drawing in sprites.npz
+    mask: Image.Image  # its visible alpha on the canvas
+    share: float  # area of the whole sticker over the canvas's, hidden and cut parts included
+    box: tuple[int, int, int, int]
 
 
 def contents(rng: np.random.Generator, count: int | None = None) -> list[int]:
@@ -79,8 +93,9 @@ class Stage:
             keep = np.isin(data["artist"], artists)
         rgba = data["rgba"][keep]
         concept = data["concept"][keep]
-        self._by_concept = [rgba[concept == i] for i in range(len(CONCEPTS))]
-        self._distractors = rgba[concept < 0]
+        self._rgba = rgba
+        self._rows = [np.flatnonzero(concept == i) for i in range(len(CONCEPTS))]
+        self._distractors = np.flatnonzero(concept < 0)
         stored = np.load(photos, allow_pickle=True)
         mine = stored["split"] == split
         names = [c.name for c in CONCEPTS]
@@ -95,46 +110,110 @@ class Stage:
         rows: int = 0,
         cols: int = 0,
         size: tuple[int, int] | None = None,
-        crowd: bool = False,
+        busy: bool = False,
         show: list[int] | None = None,
     ) -> Scene:
         """A picture for rows x cols tiles (0 x 0: one view), or of a free `size` (width, height)
         without dense labels.
 
-        A crowd holds 3 to 7 stickers: not what users send, but many dense labels for the
-        same arithmetic.
+        A tiled picture is drawn square or 16:9 and then stretched to its tiles, as the family's
+        preprocessing does. A busy one holds 3 to 8 stickers: not what users send, but more
+        labels for the same arithmetic.
         """
-        width, height = size or (max(cols, 1) * VIEW, max(rows, 1) * VIEW)
+        longest = max(rows, cols, 1) * VIEW
+        wide = longest if rows == cols else longest * 9 // 16
+        width, height = size or (
+            longest if cols >= rows else wide,
+            longest if rows >= cols else wide,
+        )
         present = np.zeros(len(CONCEPTS), np.int8)
         canvas = self._background(rng, width, height, present)
-        small = (0.22 if rows else 0.2) * VIEW
+        small = 0.0625 * longest if rows else 0.2 * VIEW
         if size is not None:
             small = 0.0625 * max(size)  # 120 px in a 1920 px screenshot
-        placed: list[tuple[int, Image.Image]] = []  # (concept, visible alpha on the canvas)
-        boxes: list[tuple[int, int, int, int]] = []
-        large = (0.6 if crowd else 0.8) * min(width, height)
-        drawn = contents(rng, int(rng.integers(3, 8)) if crowd else None)
+        large = (0.5 if busy else 0.8) * min(width, height)
+        drawn = contents(rng, int(rng.integers(3, 9)) if busy else None)
+        placed: list[_Placed] = []
         for index in drawn if show is None else show:
-            pool = self._distractors if index < 0 else self._by_concept[index]
-            if len(pool) == 0:
+            row = self._pick(rng, index)
+            if row is None:
                 continue
-            sprite = self._sticker(rng, pool[int(rng.integers(len(pool)))], small, large)
-            spot = self._spot(rng, boxes, sprite.size, width, height)
-            if spot is None:
-                continue
-            boxes.append((*spot, spot[0] + sprite.width, spot[1] + sprite.height))
-            alpha = sprite.getchannel("A")
-            for _, mask in placed:  # what lies under it is covered
-                mask.paste(0, spot, alpha)
-            canvas.paste(sprite, spot, alpha)
-            mask = Image.new("L", (width, height))
-            mask.paste(alpha, spot)
-            placed.append((index, mask))
-            if index >= 0:
-                present[index] = 1
+            edge = _log_uniform(rng, small, max(large, small * 1.2))
+            self._place(rng, canvas, placed, index, row, edge, cut=0.06)
+        for one in placed:
+            if one.concept >= 0:
+                present[one.concept] = 1
         canvas = self._degrade(rng, canvas)
-        dense = np.zeros((0, 0, 0), np.uint8) if size is not None else _dense(placed, rows, cols)
-        return Scene(canvas, present, dense, rows, cols)
+        if size is not None:
+            none = np.zeros((0, 0), np.int16)
+            return Scene(canvas, present, none[..., None].astype(np.uint8), none, 0, 0)
+        if rows:
+            grid = (cols * VIEW, rows * VIEW)
+            canvas = canvas.resize(grid, Image.Resampling.LANCZOS)
+            for one in placed:
+                one.mask = one.mask.resize(grid, Image.Resampling.BOX)
+        return Scene(canvas, present, *_labels(placed, rows, cols), rows, cols)
+
+    def view(self, rng: np.random.Generator, count: int | None = None) -> Scene:
+        """One view as the tower meets it among tiles and global views: `count` or 1 to 7 stickers,
+        stretched as the picture was, cut by the view's edge, some too close to be seen whole.
+
+        A concept of which too little is visible is neither asked nor scored.
+        """
+        present = np.zeros(len(CONCEPTS), np.int8)
+        canvas = self._background(rng, VIEW, VIEW, present)
+        stretch = STRETCHES[int(rng.choice(len(STRETCHES), p=[p for _, p in STRETCHES]))][0]
+        placed: list[_Placed] = []
+        cut = 0.5 if rng.random() < 0.4 else 0.06
+        count = int(rng.integers(1, 8)) if count is None else count
+        for nth, index in enumerate(contents(rng, count)):
+            row = self._pick(rng, index)
+            if row is None:
+                continue
+            near = nth == 0 and rng.random() < 0.2
+            edge = _log_uniform(rng, *((100, 300) if near else (22, 90)))
+            self._place(rng, canvas, placed, index, row, edge, 0.7 if near else cut, stretch)
+        canvas = self._degrade(rng, canvas)
+        dense, sprite = _labels(placed, 0, 0)
+        shown = dense[0].max(axis=0, initial=0, where=dense[0] != IGNORE)
+        dim = (dense[0] == IGNORE).any(axis=0)
+        present = np.where(shown == 1, 1, np.where(dim | (present < 0), -1, 0)).astype(np.int8)
+        return Scene(canvas, present, dense, sprite, 0, 0)
+
+    def _pick(self, rng: np.random.Generator, index: int) -> int | None:
+        pool = self._distractors if index < 0 else self._rows[index]
+        return int(pool[int(rng.integers(len(pool)))]) if len(pool) else None
+
+    def _place(
+        self,
+        rng: np.random.Generator,
+        canvas: Image.Image,
+        placed: list[_Placed],
+        index: int,
+        row: int,
+        edge: float,
+        cut: float,
+        stretch: float = 1.0,
+    ) -> None:
+        """Draws one sticker where there is room, at most `cut` of its width or height outside."""
+        sticker = self._sticker(rng, self._rgba[row], edge)
+        if stretch != 1.0:
+            w, h = sticker.width * stretch**0.5, sticker.height / stretch**0.5
+            sticker = sticker.resize(
+                (max(4, round(w)), max(4, round(h))), Image.Resampling.BILINEAR
+            )
+        spot = _spot(rng, [one.box for one in placed], sticker.size, canvas.size, cut)
+        if spot is None:
+            return
+        alpha = sticker.getchannel("A")
+        for one in placed:  # what lies under it is covered
+            one.mask.paste(0, spot, alpha)
+        canvas.paste(sticker, spot, alpha)
+        mask = Image.new("L", canvas.size)
+        mask.paste(alpha, spot)
+        whole = float(np.asarray(alpha, np.float32).sum()) / 255
+        box = (*spot, spot[0] + sticker.width, spot[1] + sticker.height)
+        placed.append(_Placed(index, row, mask, whole / (canvas.width * canvas.height), box))
 
     def _background(
         self, rng: np.random.Generator, width: int, height: int, present: np.ndarray
@@ -145,11 +224,9 @@ class Stage:
             return backgrounds.crop(rng, self._photos[pick], width, height)
         return backgrounds.drawn(rng, width, height)
 
-    def _sticker(
-        self, rng: np.random.Generator, rgba: np.ndarray, small: float, large: float
-    ) -> Image.Image:
-        """One drawing, scaled (log-uniform edge), turned, recoloured, perhaps outlined."""
-        edge = float(np.exp(rng.uniform(np.log(small), np.log(max(large, small * 1.2)))))
+    @staticmethod
+    def _sticker(rng: np.random.Generator, rgba: np.ndarray, edge: float) -> Image.Image:
+        """One drawing, scaled, turned, recoloured, perhaps outlined."""
         squeeze = rng.uniform(0.88, 1.12)
         image = Image.fromarray(rgba).resize(
             (max(6, int(edge * min(1.0, squeeze))), max(6, int(edge * min(1.0, 1 / squeeze)))),
@@ -183,29 +260,6 @@ class Stage:
         return image
 
     @staticmethod
-    def _spot(
-        rng: np.random.Generator,
-        boxes: list[tuple[int, int, int, int]],
-        size: tuple[int, int],
-        width: int,
-        height: int,
-    ) -> tuple[int, int] | None:
-        """Where it may lie without hiding more than a little of another; None when there is no
-        room.
-        """
-        w, h = size
-        for _ in range(12):
-            x = int(rng.uniform(-0.06 * w, max(1.0, width - 0.94 * w)))
-            y = int(rng.uniform(-0.06 * h, max(1.0, height - 0.94 * h)))
-            for a, b, c, d in boxes:
-                overlap = max(0, min(c, x + w) - max(a, x)) * max(0, min(d, y + h) - max(b, y))
-                if overlap > 0.12 * min(w * h, (c - a) * (d - b)):
-                    break
-            else:
-                return x, y
-        return None
-
-    @staticmethod
     def _degrade(rng: np.random.Generator, image: Image.Image) -> Image.Image:
         """What cameras, screens and messengers do to a picture."""
         if rng.random() < 0.25:
@@ -226,46 +280,74 @@ class Stage:
         return image
 
 
-def _cells(placed: list[tuple[int, Image.Image]], scale: float) -> np.ndarray:
-    """uint8 [H / CELL, W / CELL, C] labels of every cell of a canvas; `scale` is the view's size
-    over the canvas's.
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _spot(
+    rng: np.random.Generator,
+    boxes: list[tuple[int, int, int, int]],
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    cut: float,
+) -> tuple[int, int] | None:
+    """Where it may lie without hiding more than a little of another; None when there is no room."""
+    w, h = size
+    width, height = canvas
+    for _ in range(12):
+        x = int(rng.uniform(-cut * w, max(1.0, width - (1 - cut) * w)))
+        y = int(rng.uniform(-cut * h, max(1.0, height - (1 - cut) * h)))
+        for a, b, c, d in boxes:
+            overlap = max(0, min(c, x + w) - max(a, x)) * max(0, min(d, y + h) - max(b, y))
+            if overlap > 0.12 * min(w * h, (c - a) * (d - b)):
+                break
+        else:
+            return x, y
+    return None
+
+
+def _view_labels(
+    placed: list[_Placed], covers: list[np.ndarray], tiles: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of one view, a `tiles`-th of the canvas, from the share of each of its cells that each
+    sticker covers, float [S, S] each: dense uint8 [T, C] and sprite int16 [T].
     """
-    first = placed[0][1]
-    labels = np.zeros((first.height // CELL, first.width // CELL, len(CONCEPTS)), np.uint8)
-    for index, mask in placed:
-        if index < 0:
-            continue
-        cover = np.asarray(mask.reduce(CELL), np.float32) / 255
+    tokens = (VIEW // CELL) ** 2
+    dense = np.zeros((tokens, len(CONCEPTS)), np.uint8)
+    sprite = np.zeros(tokens, np.int16)
+    best = np.zeros(tokens, np.float32)
+    for one, grid in zip(placed, covers, strict=True):
+        cover = grid.ravel()
         total = float(cover.sum())
-        on = (cover >= 0.25) | (cover >= 0.4 * total)
-        if (
-            total * scale * scale < 0.15
-        ):  # a speck in the small global view: nothing can be asked of it
+        on = (cover >= 0.25) | ((cover >= 0.4 * total) & (cover > 0.02))
+        # a speck, or a part too small to tell what it belongs to
+        if total < 0.15 or total < RECOGNISABLE * one.share * tiles * tokens:
             on = np.zeros_like(on)
-        layer = labels[..., index]
-        layer[(cover > 0.02) & ~on & (layer != 1)] = IGNORE
-        layer[on & (cover > 0.02)] = 1
-    return labels
+        sprite[(cover > 0.02) & (best == 0)] = -1
+        take = on & (cover > best)
+        sprite[take], best[take] = one.row + 1, cover[take]
+        if one.concept >= 0:
+            layer = dense[:, one.concept]
+            layer[(cover > 0.02) & ~on & (layer != 1)] = IGNORE
+            layer[on] = 1
+    return dense, sprite
 
 
-def _dense(placed: list[tuple[int, Image.Image]], rows: int, cols: int) -> np.ndarray:
-    """Labels of every visual token, view by view, tiles first and the global view last: uint8 [V,
-    T, C].
+def _labels(placed: list[_Placed], rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of every visual token, view by view, tiles first and the global view last: dense uint8
+    [V, T, C] and sprite int16 [V, T].
     """
     side = VIEW // CELL
-    views = rows * cols + 1
-    if not placed:
-        return np.zeros((views, side * side, len(CONCEPTS)), np.uint8)
-    out = []
-    if rows:
-        grid = _cells(placed, 1.0)  # [rows * side, cols * side, C]
-        tiles = grid.reshape(rows, side, cols, side, -1).transpose(0, 2, 1, 3, 4)
-        out.append(tiles.reshape(rows * cols, side * side, -1))
-        shrunk = [(i, m.resize((VIEW, VIEW), Image.Resampling.BOX)) for i, m in placed]
-        out.append(_cells(shrunk, 1.0).reshape(1, side * side, -1))
-    else:
-        out.append(_cells(placed, 1.0).reshape(1, side * side, -1))
-    return np.concatenate(out)
+    grids = [np.asarray(one.mask.reduce(CELL), np.float32) / 255 for one in placed]
+    views = []
+    for r in range(rows):
+        for c in range(cols):
+            part = np.s_[r * side : (r + 1) * side, c * side : (c + 1) * side]
+            views.append(_view_labels(placed, [g[part] for g in grids], rows * cols))
+    shrunk = [one.mask.resize((side, side), Image.Resampling.BOX) for one in placed]
+    covers = [np.asarray(m, np.float32) / 255 for m in shrunk]
+    views.append(_view_labels(placed, covers, 1))
+    return np.stack([d for d, _ in views]), np.stack([s for _, s in views])
 
 
 def views_of(scene: Scene) -> np.ndarray:

@@ -1,0 +1,122 @@
+"""The losses that train nano: what each visual token lies on, and the answers.
+
+Takes the model and a batch; gives scalars. Does not know how pictures are drawn or weights stepped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from batches import Questions
+from concepts import CONCEPTS
+from scene import IGNORE
+from words import Prompts
+
+BACKGROUND_WEIGHT = 0.15  # of a token that lies on no drawing, in the sprite loss
+
+
+class Losses:
+    """The model with its auxiliary heads, none of which is part of the checkpoint."""
+
+    def __init__(self, model: Any, prompts: Prompts, device: str, drawings: int) -> None:
+        self.model, self.prompts, self.device = model, prompts, device
+        self.scale = torch.nn.Parameter(torch.tensor(10.0, device=device))
+        self.bias = torch.nn.Parameter(torch.full((len(CONCEPTS),), -4.0, device=device))
+        width = model.config.text_config.hidden_size
+        self.sprites = torch.nn.Parameter(torch.zeros(drawings + 1, width, device=device))
+        names = [prompts.ids(" " + c.name) for c in CONCEPTS]
+        width = max(map(len, names))
+        self.name_ids = torch.tensor([n + [0] * (width - len(n)) for n in names], device=device)
+        self.name_mask = torch.tensor(
+            [[1.0] * len(n) + [0.0] * (width - len(n)) for n in names], device=device
+        )
+
+    def visual_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, 3, S, S] -> [N, T, D]."""
+        x = pixels.to(self.device).float().div_(127.5).sub_(1.0)
+        core = self.model.model
+        return core.connector(core.vision_model(pixel_values=x).last_hidden_state)
+
+    def dense_loss(self, tokens: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+        """Each visual token against the mean word embedding of each concept. tokens [N, T, D],
+        dense [N, T, C].
+        """
+        table = self.model.model.text_model.embed_tokens(self.name_ids) * self.name_mask[..., None]
+        words = F.normalize(table.sum(1), dim=-1)  # [C, D]
+        logits = self.scale * F.normalize(tokens, dim=-1) @ words.T + self.bias
+        wanted = (dense == 1).to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none", pos_weight=None)
+        weight = (dense != IGNORE).to(logits.dtype) * (1 + 4 * wanted)
+        return (loss * weight).sum() / weight.sum() * 1.0
+
+    def sprite_loss(self, tokens: torch.Tensor, sprite: torch.Tensor) -> torch.Tensor:
+        """Which drawing a visual token lies on: cross-entropy over all of them and the background.
+        tokens [N, T, D], sprite [N, T].
+
+        Finer labels than the questions need teach the tower faster: one concept is a dozen drawings
+        that look nothing like each other.
+        """
+        logits = F.layer_norm(tokens, tokens.shape[-1:]) @ self.sprites.T
+        weight = (sprite > 0) + BACKGROUND_WEIGHT * (sprite == 0)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), sprite.clamp_min(0).flatten(), reduction="none"
+        )
+        return (loss * weight.flatten()).sum() / weight.sum()
+
+    def answer_loss(
+        self, tokens: torch.Tensor, rows: int, cols: int, asked: Questions
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Cross-entropy over the whole vocabulary at the end of each packed branch, and of each
+        blind prompt. tokens [B, V, T, D].
+        """
+        count, questions = asked.answers.shape
+        core = self.model.model.text_model
+        prefix_ids = torch.tensor(self.prompts.prefix(rows, cols), device=self.device)
+        prefix = core.embed_tokens(prefix_ids).expand(count, -1, -1).clone()
+        prefix[:, prefix_ids == self.prompts.image_id] = tokens.flatten(1, 2)
+        ids = torch.from_numpy(asked.branches).to(self.device)
+        length, start = ids.shape[2], len(prefix_ids)
+        hidden = torch.cat([prefix, core.embed_tokens(ids.reshape(count, -1))], 1)
+        total = hidden.shape[1]
+        place = torch.arange(total, device=self.device)
+        position = torch.where(place < start, place, start + (place - start) % length)
+        branch = torch.where(place < start, -1, (place - start) // length)
+        seen = (place[None] <= place[:, None]) & (
+            (branch[None] == -1) | (branch[None] == branch[:, None])
+        )
+        mask = torch.zeros(total, total, device=self.device).masked_fill(
+            ~seen, torch.finfo(torch.float32).min
+        )
+        out = core(
+            inputs_embeds=hidden,
+            attention_mask=mask[None, None].expand(count, 1, -1, -1),
+            position_ids=position[None],
+            use_cache=False,
+        ).last_hidden_state
+        ends = (
+            torch.from_numpy(asked.ends).to(self.device)
+            + start
+            + length * torch.arange(questions, device=self.device)
+        )
+        logits = self.model.lm_head(
+            out.gather(1, ends[..., None].expand(-1, -1, out.shape[-1]))
+        )  # [B, Q, vocabulary]
+        answers = torch.from_numpy(asked.answers).to(self.device)
+        target = torch.where(answers == 1, self.prompts.yes[0], self.prompts.no[0])
+        seen_loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        margin = logits[..., self.prompts.yes[0]] - logits[..., self.prompts.no[0]]
+        blind = core(
+            input_ids=torch.from_numpy(asked.blind).to(self.device), use_cache=False
+        ).last_hidden_state
+        last = blind[
+            torch.arange(len(blind), device=self.device),
+            torch.from_numpy(asked.blind_ends).to(self.device),
+        ]
+        logp = F.log_softmax(self.model.lm_head(last), -1)
+        rate = torch.from_numpy(asked.blind_targets).to(self.device, logp.dtype)
+        blind_loss = -(
+            rate * logp[:, self.prompts.yes[0]] + (1 - rate) * logp[:, self.prompts.no[0]]
+        ).mean()
+        return seen_loss, blind_loss, margin.detach()

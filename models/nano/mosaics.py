@@ -1,0 +1,92 @@
+"""Pictures made of encoded views: what the text model is trained on once the tower stands still.
+
+The family's tower sees every tile and the global view by itself, so any views it has encoded once
+may stand side by side as a new picture. A few thousand of them give the text model endless
+pictures for its own arithmetic alone. Takes a model and a Stage; gives visual tokens with what they
+show. Does not know questions or losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scene import Scene, Stage, views_of
+
+VIEW_COUNTS = (0.42, 0.3, 0.14, 0.08, 0.06)  # probability of 0, 1, 2 ... stickers in a pool's view
+AT_ONCE = 64
+
+
+@torch.no_grad()
+def encode(losses: Any, scenes: list[Scene]) -> torch.Tensor:
+    """Visual tokens of scenes of one layout, float16 [N, V, T, D]."""
+    pixels = torch.from_numpy(np.stack([views_of(s) for s in scenes]))
+    tokens = [losses.visual_tokens(p) for p in pixels.flatten(0, 1).split(AT_ONCE)]
+    return torch.cat(tokens).half().unflatten(0, pixels.shape[:2])
+
+
+@dataclass(slots=True)
+class Pool:
+    """Encoded views and pictures, each with what it shows (int8 [.., C]: 1, 0, -1 unclear)."""
+
+    views: torch.Tensor  # float16 [N, T, D]
+    shown: np.ndarray  # int8 [N, C]
+    pictures: dict[tuple[int, int], tuple[torch.Tensor, np.ndarray]]  # [M, V, T, D], int8 [M, C]
+
+    @classmethod
+    def fill(
+        cls,
+        losses: Any,
+        stage: Stage,
+        rng: np.random.Generator,
+        views: int,
+        pictures: dict[tuple[int, int], int],
+    ) -> Pool:
+        """Draws and encodes `views` single views and so many whole pictures of each layout."""
+        tokens, shown = [], []
+        for _ in range(-(-views // AT_ONCE)):
+            counts = rng.choice(len(VIEW_COUNTS), AT_ONCE, p=VIEW_COUNTS)
+            scenes = [stage.view(rng, int(n)) for n in counts]
+            tokens.append(encode(losses, scenes)[:, 0])
+            shown.append(np.stack([s.present for s in scenes]))
+        whole = {}
+        for (rows, cols), count in pictures.items():
+            encoded, present = [], []
+            for _ in range(-(-count // 4)):
+                scenes = [stage.scene(rng, rows, cols) for _ in range(4)]
+                encoded.append(encode(losses, scenes))
+                present.append(np.stack([s.present for s in scenes]))
+            whole[rows, cols] = (torch.cat(encoded), np.concatenate(present))
+        return cls(torch.cat(tokens), np.concatenate(shown), whole)
+
+    def mosaic(
+        self, rng: np.random.Generator, rows: int, cols: int
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """A picture of rows x cols tiles and a global view, put together from views that never met:
+        tokens [V, T, D] and what they show.
+
+        The global view mostly repeats something of a tile, as a real one would.
+        """
+        full = np.flatnonzero((self.shown == 1).any(1))
+        bare = np.flatnonzero((self.shown == 0).all(1))
+        count = rows * cols + 1
+        picks = rng.choice(bare, count)
+        tiles = rng.permutation(max(1, count - 1))[: int(rng.integers(0, 6))]
+        if len(tiles) and rng.random() < 0.9:
+            picks[tiles] = rng.choice(full, len(tiles))
+            if count > 1 and rng.random() < 0.6:
+                repeated = rng.choice(np.flatnonzero((self.shown[picks] == 1).any(0)))
+                picks[-1] = rng.choice(np.flatnonzero(self.shown[:, repeated] == 1))
+        shown = self.shown[picks]
+        present = np.where((shown == 1).any(0), 1, np.where((shown == -1).any(0), -1, 0))
+        return self.views[torch.from_numpy(picks)], present.astype(np.int8)
+
+    def picture(
+        self, rng: np.random.Generator, rows: int, cols: int
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """One of the whole pictures of a layout."""
+        tokens, present = self.pictures[rows, cols]
+        pick = int(rng.integers(len(tokens)))
+        return tokens[pick], present[pick]
