@@ -11,7 +11,7 @@ from pathlib import Path
 from edgejudge.bundle import ConceptRecord, PromptRecord, TokensRecord, from_json
 from edgejudge.errors import ExportError
 from edgejudge.export.weights import CheckpointWeights
-from edgejudge.models import family_for
+from edgejudge.models.families import family_for
 from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig, read_json
 from edgejudge.models.image import ImageSpec, read_image_spec

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgejudge.export.eager import EagerOps
 from edgejudge.export.stored import Weights
-from edgejudge.models import family_named
+from edgejudge.models.families import family_named
 from edgejudge.models.spec import ModelSpec
 
 __all__ = ["Reference"]

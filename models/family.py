@@ -1,6 +1,6 @@
 """What a family module offers: the contract between one architecture and everything around it.
 
-A module that has these names is a family; add it to FAMILIES in models/__init__.py.
+A module that has these names is a family; add it to FAMILIES in models/families.py.
 """
 
 from collections.abc import Iterator

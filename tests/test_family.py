@@ -14,7 +14,8 @@ import tiny
 from edgejudge.bundle import BundleError
 from edgejudge.errors import ExportError
 from edgejudge.export.weights import CheckpointWeights
-from edgejudge.models import FAMILIES, family_for, family_named, smolvlm
+from edgejudge.models import smolvlm
+from edgejudge.models.families import FAMILIES, family_for, family_named
 from edgejudge.models.hf_config import HfConfig, read_json
 from edgejudge.models.spec import ModelSpec
 
