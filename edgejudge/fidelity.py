@@ -25,7 +25,7 @@ from edgejudge.bundle import (
     PolicyRecord,
 )
 from edgejudge.errors import ExportError
-from edgejudge.models.image import ImageSpec, canary_image, preprocess
+from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.tokenizer import Tokenizer
 
@@ -109,12 +109,11 @@ def graph_error(bundle: Bundle, engine: "Engine") -> float:
 def _score(
     bundle: Bundle, engine: "Engine", rgb: NDArray[np.uint8], golden: GoldenRecord
 ) -> NDArray[np.float32]:
-    manifest = bundle.manifest
-    views = preprocess(rgb, ImageSpec.from_json(manifest.preprocessing))
-    prefix = _prompts(bundle).prefix_ids(golden.rows, golden.cols)
-    return engine.score(
-        engine.prefill(prefix, engine.encode_image(views.pixel_values)), golden.branches
-    )
+    seen = preprocess(rgb, image_spec(bundle.manifest.preprocessing))
+    prompts, grid = _prompts(bundle), (golden.rows, golden.cols)
+    visual = engine.encode_image(seen.feeds)
+    prefix = engine.prefill(prompts.prefix_ids(*grid), visual, prompts.prefix_positions(*grid))
+    return engine.score(prefix, golden.branches)
 
 
 def _prompts(bundle: Bundle) -> Prompts:
@@ -175,12 +174,13 @@ def _measure(bundle: Bundle, checkpoint: "Checkpoint", progress: Progress) -> Fi
     name, pictures = _pictures(checkpoint, manifest)
     for index, picture in enumerate(pictures):
         progress(f"comparing decisions, picture {index + 1} of {len(pictures)}")
-        views = preprocess(picture.rgb, checkpoint.image)
-        ids = prompts.prefix_ids(views.rows, views.cols)
+        seen = preprocess(picture.rgb, checkpoint.image)
+        ids = prompts.prefix_ids(seen.rows, seen.cols)
+        positions = prompts.prefix_positions(seen.rows, seen.cols)
         branches = [prompts.branch_ids(text) for text in picture.conditions]
-        prefix = engine.prefill(ids, engine.encode_image(views.pixel_values))
+        prefix = engine.prefill(ids, engine.encode_image(seen.feeds), positions)
         found = yes_probability(engine.score(prefix, branches).astype(np.float64), labels.labels)
-        reference.prefill(ids, reference.encode(views.pixel_values))
+        reference.prefill(ids, reference.encode(seen.feeds), positions)
         logits = reference.score(branches, None)  # [B, vocab]
         rows = logits[:, list(labels.token_ids)]
         wanted = yes_probability(rows, labels.labels)
@@ -217,7 +217,7 @@ def _pictures(
     for policy in manifest.policies:
         texts += [c.text for rule in policy.rules for either in rule.conditions for c in either]
     conditions = tuple(dict.fromkeys(texts or ["a cat", "a person", "written text"]))
-    side = checkpoint.image.view
+    side = checkpoint.image.example_size[0]
     return _SYNTHETIC, [
         CalibrationPicture(
             f"{_SYNTHETIC}-{height}x{width}",

@@ -6,7 +6,7 @@ graph, provider or file format.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from pathlib import Path
@@ -19,7 +19,7 @@ from edgejudge.bundle import Bundle
 from edgejudge.decision import decide_picture, decide_rule
 from edgejudge.errors import InputError, ProviderError
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits, decode, read_bytes
-from edgejudge.models.image import ImageSpec, preprocess
+from edgejudge.models.image import image_spec, preprocess
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.tokenizer import Tokenizer
 from edgejudge.plan import Plan, make_plan
@@ -45,8 +45,13 @@ class Scorer(Protocol):
     def trace(self) -> Spans: ...
     @property
     def placement(self) -> dict[str, str]: ...
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]: ...
-    def prefill(self, ids: Sequence[int], visual: NDArray[np.float32] | None) -> Any: ...
+    def encode_image(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]: ...
+    def prefill(
+        self,
+        ids: Sequence[int],
+        visual: NDArray[np.float32] | None,
+        positions: NDArray[np.int64] | None,
+    ) -> Any: ...
     def score(self, prefix: Any, branches: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
     def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]: ...
 
@@ -67,7 +72,7 @@ class Judge:
         self.engine = engine
         self.limits = limits
         manifest = bundle.manifest
-        self._image_spec = ImageSpec.from_json(manifest.preprocessing)
+        self._image_spec = image_spec(manifest.preprocessing)
         self._prompts = Prompts(
             manifest.prompt,
             manifest.tokens.image,
@@ -184,9 +189,12 @@ class Judge:
     def _judge(self, rgb: NDArray[np.uint8], plan: Plan) -> tuple[RuleVerdict, ...]:
         trace, engine = self.engine.trace, self.engine
         with trace.span("preprocess"):
-            views = preprocess(rgb, self._image_spec)  # [V, 3, S, S]
-        visual = engine.encode_image(views.pixel_values)  # [V * n, D]
-        prefix = engine.prefill(self._prompts.prefix_ids(views.rows, views.cols), visual)
+            seen = preprocess(rgb, self._image_spec)
+        visual = engine.encode_image(seen.feeds)  # [N, D]
+        grid = (seen.rows, seen.cols)
+        prefix = engine.prefill(
+            self._prompts.prefix_ids(*grid), visual, self._prompts.prefix_positions(*grid)
+        )
         logits = engine.score(prefix, plan.branches)  # [B, R]
         with trace.span("decide"):
             probabilities = engine.label_probabilities(logits).tolist()  # [B]

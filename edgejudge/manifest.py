@@ -205,19 +205,22 @@ class TokensRecord:
 class PromptRecord:
     """Every fixed piece of a prompt as token ids, so that judging needs no tokenizer.
 
-    With an image: head, per tile `fence, tile_tokens[row][column], image x visual_tokens`, after a
-    row `row_break`, after the last one `last_break`, then `fence, global_view, image x
-    visual_tokens, fence`, the question, `tail`. Without: `blind_head`, the question, `tail`, where
+    With an image: `head`, per tile `tile_open[row][column]` and its image tokens, after a row
+    `row_break`, after the last one `last_break`, then `view_open`, the image tokens of the whole
+    picture, `view_close`, the question, `tail`. Without: `blind_head`, the question, `tail`, where
     the question has been encoded together with the text before it (`blind_text`).
+
+    `visual_tokens` is how many image tokens a view has; 0 where a picture has rows x cols of them,
+    which then take multimodal rope positions.
     """
 
     question_template: str
     head: tuple[int, ...]
-    fence: int
-    global_view: int
-    tile_tokens: tuple[tuple[int, ...], ...]
+    tile_open: tuple[tuple[tuple[int, ...], ...], ...]
     row_break: tuple[int, ...]
     last_break: tuple[int, ...]
+    view_open: tuple[int, ...]
+    view_close: tuple[int, ...]
     visual_tokens: int
     tail: tuple[int, ...]
     blind_head: tuple[int, ...]

@@ -14,9 +14,10 @@ from edgejudge.export.weights import CheckpointWeights
 from edgejudge.models.families import family_for
 from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig, read_json
-from edgejudge.models.image import ImageSpec, read_image_spec
+from edgejudge.models.image import ImageSpec
 from edgejudge.models.spec import ModelSpec
 from edgejudge.models.tokenizer import Tokenizer, VerdictLabels, label_ids
+from edgejudge.models.vision_input import read_processor
 
 __all__ = ["CardPolicy", "Checkpoint", "JudgeCard", "open_checkpoint"]
 
@@ -79,12 +80,7 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
     config = HfConfig(read_json(folder / "config.json"), str(folder / "config.json"))
     family = family_for(config)
     spec: ModelSpec = family.read_spec(config)
-    image = read_image_spec(folder)
-    if image.view != spec.vision.image_size:
-        raise ExportError(
-            f"{folder}: preprocessing makes views of {image.view} pixels, config.json means "
-            f"{spec.vision.image_size}"
-        )
+    image = family.read_image_spec(read_processor(folder), spec)
     tokenizer = Tokenizer(folder / "tokenizer.json")
     card = _read_card(folder, family.DEFAULT_TEMPLATE)
     aliases = {family.HEAD: family.EMBEDDINGS} if spec.text.tie_word_embeddings else {}

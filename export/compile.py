@@ -142,9 +142,8 @@ class Compiler:
         )
 
     def canary(self, tolerance: float) -> CanaryRecord:
-        """One row of tiles, so that vision, tiling and packing are all exercised at little cost."""
-        image = self._checkpoint.image
-        height, width = image.view, image.view * max(image.max_grid, 1)
+        """A small picture through vision, prefix and packed questions, at little cost."""
+        height, width = self._checkpoint.image.example_size
         golden = self._golden("canary", canary_image(height, width), self._canary_conditions())
         return CanaryRecord(height, width, tolerance, golden)
 
@@ -159,8 +158,8 @@ class Compiler:
         records = [GoldenRecord(None, 0, 0, prompts, self._rounded(logits))]
         calibration = self._checkpoint.calibration_folder
         if calibration is None:
-            side = self._checkpoint.image.view
-            drawn = canary_image(side * 2, side)
+            height, width = self._checkpoint.image.example_size
+            drawn = canary_image(width, height)
             Image.fromarray(drawn).save(folder / _golden_name(0))
             records.append(self._golden(_golden_name(0), drawn, conditions))
             return tuple(records)
@@ -178,12 +177,16 @@ class Compiler:
     def _golden(
         self, image: str, rgb: NDArray[np.uint8], conditions: Sequence[str]
     ) -> GoldenRecord:
-        views = preprocess(rgb, self._checkpoint.image)
-        visual = self._stored.encode(views.pixel_values)
-        self._stored.prefill(self._prompts.prefix_ids(views.rows, views.cols), visual)
+        seen = preprocess(rgb, self._checkpoint.image)
+        grid = (seen.rows, seen.cols)
+        self._stored.prefill(
+            self._prompts.prefix_ids(*grid),
+            self._stored.encode(seen.feeds),
+            self._prompts.prefix_positions(*grid),
+        )
         branches = tuple(tuple(self._prompts.branch_ids(text)) for text in conditions)
         logits = self._stored.score(branches, self._checkpoint.labels.token_ids)
-        return GoldenRecord(image, views.rows, views.cols, branches, self._rounded(logits))
+        return GoldenRecord(image, *grid, branches, self._rounded(logits))
 
     def _rounded(self, logits: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
         return tuple(tuple(round(float(v), self._decimals) for v in row) for row in logits)

@@ -1,10 +1,11 @@
 """The op vocabulary computed at once with torch, in float32 or float64: the reference.
 
-Takes weights by name; every op returns its result. One `EagerOps` holds one cache: `begin` states
-a pass's positions and mask, attention appends to the cache. Knows no family.
+Takes weights by name; every op returns its result. One `EagerOps` holds one cache, to which causal
+attention appends. Knows no family.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgejudge.export.stored import Weights
-from edgejudge.models.ops import rope_tables
 
 __all__ = ["EagerOps"]
 
@@ -25,22 +25,13 @@ class EagerOps:
         self,
         weights: Weights,
         dtype: torch.dtype = torch.float32,
-        max_positions: int = 8192,
     ) -> None:
         self._source = weights
         self._dtype = dtype
-        self._max_positions = max_positions
         self._weights: dict[str, Tensor] = {}
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
-        self._positions = torch.zeros(0, dtype=torch.int64)
-        self._bias: Tensor | None = None
 
     # --- the state of a pass ---
-
-    def begin(self, positions: NDArray[np.int64], bias: NDArray[np.float32] | None = None) -> None:
-        """positions [S]; bias [S, T] over cached and new tokens, or None for plain causal."""
-        self._positions = torch.from_numpy(positions)
-        self._bias = None if bias is None else torch.from_numpy(bias).to(self._dtype)
 
     def cut(self, length: int) -> None:
         """Forgets every cached token from `length` on."""
@@ -48,8 +39,10 @@ class EagerOps:
             layer: (k[:, :, :length], v[:, :, :length]) for layer, (k, v) in self._cache.items()
         }
 
-    def tensor(self, array: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._dtype)
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """Floats in the backend's precision, integers as they are."""
+        found = torch.from_numpy(np.ascontiguousarray(array))
+        return found.to(self._dtype) if found.is_floating_point() else found
 
     def plain(self, name: str) -> Tensor:
         return self._kept(name, self._source.plain)
@@ -106,14 +99,31 @@ class EagerOps:
         x = x.reshape(len(x), side, scale, side, -1)
         return x.transpose(2, 3).reshape(len(x), side * side, -1)
 
-    def full_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return x.chunk(parts, -1)
+
+    def reshape(self, x: Tensor, *shape: int) -> Tensor:
+        return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(shape)])
+
+    def take(self, x: Tensor, index: Tensor) -> Tensor:
+        return x[:, index]
+
+    def full_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        scale: float,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         q, k, v = (_by_head(x, heads) for x in (q, k, v))
-        out = functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        seen = None if mask is None else (mask != 0)[:, None, None]
+        out = functional.scaled_dot_product_attention(q, k, v, seen, scale=scale)
         return out.transpose(1, 2).flatten(2)
 
-    def rope(self, x: Tensor, heads: int, head_dim: int, theta: float) -> Tensor:
-        tables = rope_tables(theta, head_dim, self._max_positions)
-        cos, sin = (self.tensor(t)[self._positions][:, None] for t in tables)  # [S, 1, H / 2]
+    def rope(self, x: Tensor, rotation: tuple[Tensor, Tensor], heads: int, head_dim: int) -> Tensor:
+        cos, sin = (t[:, None] for t in rotation)  # [S, 1, H / 2]
         low, high = x.reshape(*x.shape[:2], heads, head_dim).chunk(2, -1)  # [1, S, heads, H / 2]
         return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).flatten(2)
 
@@ -127,13 +137,10 @@ class EagerOps:
             k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
         self._cache[layer] = (k, v)
         new, total = q.shape[2], k.shape[2]
-        bias = self._bias
-        if bias is None:
-            allowed = torch.ones(new, total, dtype=torch.bool).tril(total - new)
-            bias = torch.zeros(new, total, dtype=self._dtype).masked_fill(~allowed, -torch.inf)
+        seen = torch.ones(new, total, dtype=torch.bool).tril(total - new)
         groups = heads // kv_heads
         k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
-        out = functional.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+        out = functional.scaled_dot_product_attention(q, k, v, seen, scale=scale)
         return out.transpose(1, 2).flatten(2)
 
 

@@ -140,8 +140,7 @@ def _fill(
     with WeightStore(folder) as store:
 
         def make_ops(name: str) -> OnnxOps:
-            positions = spec.text.max_positions
-            return OnnxOps(name, checkpoint.weights, recipe, store, ledger, positions)
+            return OnnxOps(name, checkpoint.weights, recipe, store, ledger)
 
         parts = split_layers(spec.text.layers, layers_per_part)
         graphs, part_records = write_graphs(folder, family, spec, labels.token_ids, parts, make_ops)

@@ -47,10 +47,13 @@ def _vision(
     folder: Path, family: Family, spec: ModelSpec, make_ops: Callable[[str], OnnxOps]
 ) -> GraphRecord:
     ops = make_ops("vision")
-    side = spec.vision.image_size
-    pixels = ops.input("pixel_values", "float32", "V", 3, side, side)
-    tokens = family.vision(ops, spec, pixels)
-    ops.output(tokens, "visual_tokens", "float32", "V", spec.visual_tokens, spec.text.hidden)
+    inputs = {
+        name: ops.input(name, dtype, *shape)
+        for name, (dtype, shape) in family.vision_inputs(spec).items()
+    }
+    tokens = family.vision(ops, spec, inputs)
+    count = spec.visual_tokens or "T"
+    ops.output(tokens, "visual_tokens", "float32", "V", count, spec.text.hidden)
     return _save(folder, ops, "vision", None, None)
 
 
@@ -64,14 +67,17 @@ def _decoder(
 ) -> tuple[GraphRecord, PartRecord]:
     ops, text = make_ops(f"decoder_{index}"), spec.text
     hidden = ops.input("hidden", "float32", 1, "S", text.hidden)
-    ops.input("position_ids", "int64", 1, "S")
+    rotation = (
+        ops.input("rope_cos", "float32", "S", text.head_dim // 2),
+        ops.input("rope_sin", "float32", "S", text.head_dim // 2),
+    )
     ops.input("attention_bias", "float32", 1, 1, "S", "T")
     ops.input("seqlens_k", "int32", 1)
     ops.input("total_sequence_length", "int32")
     for layer in layers:
         for name in ("key", "value"):
             ops.input(f"past_{name}_{layer}", "float32", 1, text.kv_heads, "C", text.head_dim)
-    hidden = family.decoder(ops, spec, hidden, layers)
+    hidden = family.decoder(ops, spec, hidden, rotation, layers)
     ops.output(hidden, "hidden_out", "float32", 1, "S", text.hidden)
     for layer in layers:
         for name in ("key", "value"):

@@ -17,7 +17,6 @@ from edgejudge.export.ledger import Ledger
 from edgejudge.export.quantize import quantize
 from edgejudge.export.recipe import Recipe
 from edgejudge.export.store import Place, WeightStore
-from edgejudge.models.ops import rope_tables
 
 __all__ = ["IR_VERSION", "OPSETS", "OnnxOps"]
 
@@ -42,14 +41,12 @@ class OnnxOps:
         recipe: Recipe,
         store: WeightStore,
         ledger: Ledger,
-        max_positions: int,
     ) -> None:
         self._name = name
         self._weights = weights
         self._recipe = recipe
         self._store = store
         self._ledger = ledger
-        self._max_positions = max_positions
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[TensorRecord] = []
@@ -247,24 +244,29 @@ class OnnxOps:
         x = self._node("Transpose", [x], perm=[0, 1, 3, 2, 4])
         return self.reshape(x, 0, side * side, -1)
 
-    def full_attention(self, q: str, k: str, v: str, heads: int, scale: float) -> str:
+    def full_attention(
+        self, q: str, k: str, v: str, heads: int, scale: float, mask: str | None = None
+    ) -> str:
         return self._node(
             "MultiHeadAttention",
-            [q, k, v],
+            [q, k, v] if mask is None else [q, k, v, "", mask],
             domain="com.microsoft",
             num_heads=heads,
             scale=scale,
         )
 
-    def rope(self, x: str, heads: int, head_dim: int, theta: float) -> str:
-        tables = rope_tables(theta, head_dim, self._max_positions)
-        names = [
-            self._weight(f"rope.{name}", _FLOAT_FILE, lambda t=table: t)  # type: ignore[misc]
-            for name, table in zip(("cos", "sin"), tables, strict=True)
-        ]
+    def split(self, x: str, parts: int) -> tuple[str, ...]:
+        extra = [f"Split_{len(self._nodes)}/{i}" for i in range(1, parts)]
+        first = self._node("Split", [x], extra_outputs=extra, axis=-1, num_outputs=parts)
+        return (first, *extra)
+
+    def take(self, x: str, index: str) -> str:
+        return self._node("Gather", [x, index], axis=1)
+
+    def rope(self, x: str, rotation: tuple[str, str], heads: int, head_dim: int) -> str:
         return self._node(
             "RotaryEmbedding",
-            [x, "position_ids", *names],
+            [x, self._constant([0]), *rotation],  # the tables' first row is this pass's first token
             domain="com.microsoft",
             num_heads=heads,
             rotary_embedding_dim=head_dim,

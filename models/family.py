@@ -4,7 +4,7 @@ A module that has these names is a family; add it to FAMILIES in models/families
 """
 
 from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from edgejudge.bundle import PromptRecord, TokensRecord
 from edgejudge.models.hf_config import HfConfig
@@ -33,16 +33,22 @@ class Family(Protocol):
 
     def group_of(self, name: str) -> str: ...
 
-    def vision(self, ops: Ops[V], spec: ModelSpec, pixels: V) -> V: ...
+    def read_image_spec(self, config: HfConfig, spec: ModelSpec) -> ImageSpec: ...
 
-    def decoder(self, ops: Ops[V], spec: ModelSpec, hidden: V, layers: range) -> V: ...
+    def vision_inputs(self, spec: ModelSpec) -> dict[str, tuple[str, tuple[int | str, ...]]]: ...
+
+    def vision(self, ops: Ops[V], spec: ModelSpec, inputs: dict[str, V]) -> V: ...
+
+    def decoder(
+        self, ops: Ops[V], spec: ModelSpec, hidden: V, rotation: tuple[V, V], layers: range
+    ) -> V: ...
 
     def head(
         self, ops: Ops[V], spec: ModelSpec, hidden: V, rows: tuple[int, ...] | None = None
     ) -> V: ...
 
     def prompt_record(
-        self, tokenizer: Tokenizer, spec: ModelSpec, image: ImageSpec, template: str
+        self, tokenizer: Tokenizer, spec: ModelSpec, image: Any, template: str
     ) -> PromptRecord: ...
 
     def tokens_record(self, tokenizer: Tokenizer, config: HfConfig) -> TokensRecord: ...

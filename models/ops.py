@@ -1,17 +1,16 @@
 """The vocabulary in which every family writes its forward pass.
 
 A backend gives the ops a meaning: eager ones compute, graph ones emit nodes. Weights are named,
-never held, so a backend decides their precision. The positions, the mask and the cache of a pass
-belong to the backend; a family only says where they act. Knows no family.
+never held, so a backend decides their precision. The mask and the cache of a pass belong to the
+backend; a family only says where they act. Knows no family.
 """
 
-from functools import cache
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACTIVATIONS", "Ops", "rope_tables"]
+__all__ = ["ACTIVATIONS", "Ops"]
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
 V = TypeVar("V")
@@ -44,24 +43,29 @@ class Ops(Protocol[V]):
     def pixel_shuffle(self, x: V, grid: int, scale: int) -> V:
         """[V, grid * grid, D] -> [V, (grid / scale) ^ 2, D * scale * scale]."""
 
-    def full_attention(self, q: V, k: V, v: V, heads: int, scale: float) -> V:
-        """Every token sees every token of its own view: [V, n, heads * head_dim]."""
+    def full_attention(
+        self, q: V, k: V, v: V, heads: int, scale: float, mask: V | None = None
+    ) -> V:
+        """Every token sees every token of its own row: [V, n, heads * head_dim].
 
-    def rope(self, x: V, heads: int, head_dim: int, theta: float) -> V:
-        """Rotates x [1, S, heads * head_dim] by the positions of the pass, halves convention."""
+        mask [V, n] int32 is 0 where a key stands for nothing.
+        """
+
+    def split(self, x: V, parts: int) -> tuple[V, ...]:
+        """Equal parts of the last axis."""
+
+    def reshape(self, x: V, *shape: int) -> V:
+        """0 keeps a dimension, -1 takes what is left."""
+
+    def take(self, x: V, index: V) -> V:
+        """x [1, n, D] -> [1, len(index), D]"""
+
+    def rope(self, x: V, rotation: tuple[V, V], heads: int, head_dim: int) -> V:
+        """Rotates x [1, S, heads * head_dim] by cos and sin [S, head_dim / 2], halves
+        convention.
+        """
 
     def cached_attention(
         self, q: V, k: V, v: V, layer: int, heads: int, kv_heads: int, scale: float
     ) -> V:
         """Appends k and v to the layer's cache, then attends under the mask of the pass."""
-
-
-@cache
-def rope_tables(
-    theta: float, head_dim: int, length: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin [length, head_dim / 2], in the float32 arithmetic of training."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    inverse = (np.float32(1.0) / np.float32(theta) ** exponents).astype(np.float32)
-    angles = np.arange(length, dtype=np.float32)[:, None] * inverse[None, :]
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

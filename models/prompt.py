@@ -6,6 +6,9 @@ ids. Knows no family: a family's strings are already ids in the record.
 
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgejudge.bundle import PromptRecord
 from edgejudge.models.tokenizer import Tokenizer
 
@@ -24,15 +27,37 @@ class Prompts:
         self._tokenizer: Tokenizer | None = None
 
     def prefix_ids(self, rows: int, cols: int) -> list[int]:
-        """Everything before the question, for a picture of rows x cols tiles; 0 x 0 is one view."""
+        """Everything before the question, for a picture of rows x cols tiles (0 x 0 is one view),
+        or of rows x cols visual tokens where the family keeps the picture's grid.
+        """
         record = self.record
+        if not record.visual_tokens:
+            view = [self.image_token_id] * (rows * cols)
+            return [*record.head, *record.view_open, *view, *record.view_close]
         view = [self.image_token_id] * record.visual_tokens
         ids = list(record.head)
         for row in range(rows):
             for col in range(cols):
-                ids += [record.fence, record.tile_tokens[row][col], *view]
+                ids += [*record.tile_open[row][col], *view]
             ids += record.row_break if row + 1 < rows else record.last_break
-        return [*ids, record.fence, record.global_view, *view, record.fence]
+        return [*ids, *record.view_open, *view, *record.view_close]
+
+    def prefix_positions(self, rows: int, cols: int) -> NDArray[np.int64] | None:
+        """Rope positions [3, S] (time, row, column) of `prefix_ids`; None where they count up one
+        by one.
+
+        Image tokens share one time and take their place in the grid; what follows goes on after the
+        largest (Qwen2-VL, section 2.1).
+        """
+        record = self.record
+        if record.visual_tokens:
+            return None
+        before = len(record.head) + len(record.view_open)
+        y, x = np.divmod(np.arange(rows * cols, dtype=np.int64), cols)
+        image = before + np.stack([np.zeros_like(y), y, x])
+        after = before + max(rows, cols) + np.arange(len(record.view_close), dtype=np.int64)
+        text = [np.broadcast_to(p, (3, len(p))) for p in (np.arange(before, dtype=np.int64), after)]
+        return np.concatenate([text[0], image, text[1]], axis=1)
 
     def branch_ids(self, condition: str) -> list[int]:
         """One question's tokens behind a prefix, up to where the answer token is read."""

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import PromptRecord, TokensRecord
 from edgejudge.errors import ExportError
+from edgejudge.models import llama
 from edgejudge.models.hf_config import HfConfig
-from edgejudge.models.image import ImageSpec
 from edgejudge.models.ops import Ops
 from edgejudge.models.spec import ModelSpec, TextSpec, VisionSpec
+from edgejudge.models.tiles import TileSpec, read_tile_spec
 from edgejudge.models.tokenizer import Tokenizer
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "head",
     "position_rows",
     "prompt_record",
+    "read_image_spec",
     "read_spec",
     "tokens_record",
     "vision",
+    "vision_inputs",
     "weight_names",
 ]
 
@@ -118,6 +121,19 @@ def _read_text(config: HfConfig, tied: bool) -> TextSpec:
     )
 
 
+def read_image_spec(config: HfConfig, spec: ModelSpec) -> TileSpec:
+    """From the processor's config. Raises ExportError for views of another size than the
+    tower's.
+    """
+    image = read_tile_spec(config)
+    if image.view != spec.vision.image_size:
+        raise ExportError(
+            f"{config.where}: preprocessing makes views of {image.view} pixels, config.json means "
+            f"{spec.vision.image_size}"
+        )
+    return image
+
+
 # --- forward pass --------------------------------------------------------------------------------
 
 
@@ -148,8 +164,15 @@ def _boundaries(grid: int) -> NDArray[np.float32]:
     return np.where(blocked, blocks, step + index * step).astype(np.float32)
 
 
-def vision(ops: Ops[V], spec: ModelSpec, pixels: V) -> V:
-    """pixels [V, 3, S, S] -> visual tokens [V, n, D] in the text model's width."""
+def vision_inputs(spec: ModelSpec) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+    """Name -> element type and shape of what `vision` takes."""
+    side = spec.vision.image_size
+    return {"pixel_values": ("float32", ("V", 3, side, side))}
+
+
+def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V]) -> V:
+    """pixel_values [V, 3, S, S] -> visual tokens [V, n, D] in the text model's width."""
+    pixels = inputs["pixel_values"]
     tower, grid = spec.vision, spec.vision.grid
     stem = f"{_VISION}.embeddings"
     patches = ops.patchify(pixels, tower.image_size, tower.patch_size)
@@ -174,29 +197,14 @@ def vision(ops: Ops[V], spec: ModelSpec, pixels: V) -> V:
     return ops.linear(ops.pixel_shuffle(x, grid, spec.scale_factor), _CONNECTOR)
 
 
-def decoder(ops: Ops[V], spec: ModelSpec, hidden: V, layers: range) -> V:
+def decoder(ops: Ops[V], spec: ModelSpec, hidden: V, rotation: tuple[V, V], layers: range) -> V:
     """hidden [1, S, D] through these layers of the text model."""
-    text = spec.text
-    x = hidden
-    for layer in layers:
-        at = f"{_TEXT}.layers.{layer}"
-        y = ops.rms_norm(x, f"{at}.input_layernorm.weight", text.eps)
-        q, k, v = (ops.linear(y, f"{at}.self_attn.{n}_proj.weight") for n in "qkv")
-        q = ops.rope(q, text.heads, text.head_dim, text.rope_theta)
-        k = ops.rope(k, text.kv_heads, text.head_dim, text.rope_theta)
-        y = ops.cached_attention(q, k, v, layer, text.heads, text.kv_heads, text.head_dim**-0.5)
-        x = ops.add(x, ops.linear(y, f"{at}.self_attn.o_proj.weight"))
-        y = ops.rms_norm(x, f"{at}.post_attention_layernorm.weight", text.eps)
-        gate = ops.activation(ops.linear(y, f"{at}.mlp.gate_proj.weight"), text.activation)
-        y = ops.mul(gate, ops.linear(y, f"{at}.mlp.up_proj.weight"))
-        x = ops.add(x, ops.linear(y, f"{at}.mlp.down_proj.weight"))
-    return x
+    return llama.decoder(ops, spec.text, _TEXT, hidden, rotation, layers)
 
 
 def head(ops: Ops[V], spec: ModelSpec, hidden: V, rows: tuple[int, ...] | None = None) -> V:
     """hidden [N, D] before the final norm -> logits [N, vocab], or those of `rows` alone."""
-    x = ops.rms_norm(hidden, f"{_TEXT}.norm.weight", spec.text.eps)
-    return ops.linear(x, HEAD, None, rows)
+    return llama.head(ops, spec.text, _TEXT, HEAD, hidden, rows)
 
 
 def group_of(name: str) -> str:
@@ -232,19 +240,7 @@ def weight_names(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{name}.weight", (out, inner)
         yield f"{name}.bias", (out,)
     yield _CONNECTOR, (text.hidden, d * spec.scale_factor**2)
-    q, kv = text.heads * text.head_dim, text.kv_heads * text.head_dim
-    for layer in range(text.layers):
-        at = f"{_TEXT}.layers.{layer}"
-        yield f"{at}.input_layernorm.weight", (text.hidden,)
-        yield f"{at}.post_attention_layernorm.weight", (text.hidden,)
-        yield f"{at}.self_attn.q_proj.weight", (q, text.hidden)
-        yield f"{at}.self_attn.k_proj.weight", (kv, text.hidden)
-        yield f"{at}.self_attn.v_proj.weight", (kv, text.hidden)
-        yield f"{at}.self_attn.o_proj.weight", (text.hidden, q)
-        for name in ("gate", "up"):
-            yield f"{at}.mlp.{name}_proj.weight", (text.intermediate, text.hidden)
-        yield f"{at}.mlp.down_proj.weight", (text.hidden, text.intermediate)
-    yield f"{_TEXT}.norm.weight", (text.hidden,)
+    yield from llama.weight_names(text, _TEXT)
     yield EMBEDDINGS, (text.vocab, text.hidden)
     yield HEAD, (text.vocab, text.hidden)
 
@@ -253,22 +249,24 @@ def weight_names(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def prompt_record(
-    tokenizer: Tokenizer, spec: ModelSpec, image: ImageSpec, template: str
+    tokenizer: Tokenizer, spec: ModelSpec, image: TileSpec, template: str
 ) -> PromptRecord:
     """The chat format in ids: `<|im_start|>User:` image question `<end_of_utterance>` LEAD_IN."""
     start = tokenizer.special("<|im_start|>")
+    fence = tokenizer.special("<fake_token_around_image>")
     grid = range(1, image.max_grid + 1)
     return PromptRecord(
         question_template=template,
         head=(start, *tokenizer.encode("User:")),
-        fence=tokenizer.special("<fake_token_around_image>"),
-        global_view=tokenizer.special("<global-img>"),
-        tile_tokens=tuple(
-            tuple(tokenizer.special(f"<row_{row}_col_{col}>") for col in grid) for row in grid
+        tile_open=tuple(
+            tuple((fence, tokenizer.special(f"<row_{row}_col_{col}>")) for col in grid)
+            for row in grid
         ),
         row_break=tuple(tokenizer.encode("\n")),
         # The last row's own break and the one before the global view: one text, maybe one token.
         last_break=tuple(tokenizer.encode("\n\n")),
+        view_open=(fence, tokenizer.special("<global-img>")),
+        view_close=(fence,),
         visual_tokens=spec.visual_tokens,
         tail=(tokenizer.special("<end_of_utterance>"), *tokenizer.encode(LEAD_IN)),
         blind_head=(start,),

@@ -18,10 +18,14 @@ class VisionSpec:
     layers: int
     heads: int
     intermediate: int
-    image_size: int  # side of one square view, in pixels
+    image_size: int  # side of one square view in pixels; 0 where pictures keep their own grid
     patch_size: int
     eps: float
     activation: str
+    frames: int = 1  # a still picture enters as so many equal frames
+    window: int = 0  # side of an attention window in pixels; 0 is no windows
+    full_layers: tuple[int, ...] = ()  # layers that look beyond their window
+    rope_theta: float = 0.0  # of axial rotary positions; 0 is none
 
     @property
     def grid(self) -> int:
@@ -47,6 +51,8 @@ class TextSpec:
     activation: str
     tie_word_embeddings: bool
     max_positions: int
+    qkv_bias: bool = False
+    rope_sections: tuple[int, ...] = ()  # of multimodal RoPE; none is one position a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +60,11 @@ class ModelSpec:
     family: str
     vision: VisionSpec
     text: TextSpec
-    scale_factor: int  # pixel shuffle: scale_factor^2 patches become one visual token
+    scale_factor: int  # scale_factor^2 patches become one visual token
 
     @property
     def visual_tokens(self) -> int:
-        """Tokens of one view after the pixel shuffle."""
+        """Tokens of one square view; 0 where the picture's own grid decides."""
         return (self.vision.grid // self.scale_factor) ** 2
 
     def to_json(self) -> dict[str, Any]:

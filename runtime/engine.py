@@ -5,7 +5,7 @@ label logits at each question's last token. Sessions open when first needed. Doe
 thresholds or text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, InputError, ProviderError
+from edgejudge.models.rope import rotation
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.packing import causal, pack
@@ -83,28 +84,37 @@ class Engine:
         """Stage -> provider, of the stages that were loaded."""
         return {stage: session.provider for (stage, _), session in self._sessions.items()}
 
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Views [V, 3, S, S] -> visual tokens [V * n, D]."""
+    def encode_image(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The vision graph's inputs -> visual tokens [N, D]."""
         session = self._session("vision")
-        with self.trace.span("vision", "cpu", views=len(pixel_values)):
-            (tokens,) = session.run({"pixel_values": pixel_values})
+        with self.trace.span("vision", "cpu"):
+            (tokens,) = session.run(dict(feeds))
         return np.ascontiguousarray(tokens.reshape(-1, self.spec.text.hidden), np.float32)
 
-    def prefill(self, ids: Sequence[int], visual: NDArray[np.float32] | None = None) -> Prefix:
-        """Puts a prefix into the cache, in place of the last one. `visual` [N, D] fills its N image
-        tokens, in order.
+    def prefill(
+        self,
+        ids: Sequence[int],
+        visual: NDArray[np.float32] | None = None,
+        positions: NDArray[np.int64] | None = None,
+    ) -> Prefix:
+        """Puts a prefix into the cache, in place of the last one.
+
+        `visual` [N, D] fills its N image tokens, in order. `positions` [S] or [3, S] are the rope
+        positions; None counts up from 0.
         """
         self._load_decoder()
+        if positions is None:
+            positions = np.arange(len(ids), dtype=np.int64)
         with self.trace.span("prefill", "cpu", tokens=len(ids)):
             hidden = self._embed(np.asarray(ids, np.int64), visual)
             self._cache.rewind(0)
             self._serial += 1
             for begin in range(0, len(ids), self.chunk):
-                part = hidden[begin : begin + self.chunk]
-                positions = np.arange(begin, begin + len(part), dtype=np.int64)
-                self._decode(part, positions, causal(len(part), begin))
-                self._cache.advance(len(part))
-        return Prefix(len(ids), len(ids), self._serial)
+                part = np.s_[begin : begin + self.chunk]
+                rows = hidden[part]
+                self._decode(rows, positions[..., part], causal(len(rows), begin))
+                self._cache.advance(len(rows))
+        return Prefix(len(ids), int(positions.max()) + 1, self._serial)
 
     def score(
         self, prefix: Prefix, branches: Sequence[Sequence[int]], packed: bool = True
@@ -195,8 +205,9 @@ class Engine:
     def _decode(
         self, hidden: NDArray[np.float32], positions: NDArray[np.int64], bias: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Runs all parts over S tokens after the cursor, writing their KV; the cursor stays. hidden
-        [S, D]
+        """Runs all parts over S tokens after the cursor, writing their KV; the cursor stays.
+
+        hidden [S, D], positions [S] or [3, S].
         """
         cache, tokens = self._cache, len(hidden)
         if int(positions.max()) >= self.spec.text.max_positions:
@@ -207,8 +218,11 @@ class Engine:
             )
         cache.reserve(tokens)
         total = cache.cursor + tokens
+        text = self.spec.text
+        cos, sin = rotation(positions, text.rope_theta, text.head_dim, text.rope_sections)
         feeds: dict[str, NDArray[Any]] = {
-            "position_ids": positions[None],
+            "rope_cos": cos,
+            "rope_sin": sin,
             "attention_bias": bias,
             "seqlens_k": np.array([total - 1], np.int32),
             "total_sequence_length": np.array(total, np.int32),

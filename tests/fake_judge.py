@@ -5,7 +5,7 @@ the tokens of a question are its characters, so the engine can read it back.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from edgejudge.bundle import (
 )
 from edgejudge.judge import Judge
 from edgejudge.models.concepts import known_names, knows
-from edgejudge.models.image import ImageSpec
+from edgejudge.models.tiles import TileSpec
 from edgejudge.runtime.trace import Trace
 
 IMAGE, START, END = 1, 2, 3
@@ -51,11 +51,16 @@ class FakeEngine:
         self.trace = Trace()
         self.placement = {"vision": "FakeProvider"}
 
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def encode_image(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         with self.trace.span("vision"):
-            return np.zeros((len(pixel_values) * 4, 8), np.float32)
+            return np.zeros((len(feeds["pixel_values"]) * 4, 8), np.float32)
 
-    def prefill(self, ids: Sequence[int], visual: NDArray[np.float32] | None) -> Any:
+    def prefill(
+        self,
+        ids: Sequence[int],
+        visual: NDArray[np.float32] | None,
+        positions: NDArray[np.int64] | None,
+    ) -> Any:
         if self.failure is not None:
             raise self.failure
         assert visual is not None and list(ids).count(IMAGE) == len(visual)
@@ -80,11 +85,11 @@ class FakeEngine:
 class ColourEngine(FakeEngine):
     """Red pictures show a gun, grey ones perhaps, all others nothing."""
 
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        red, green, blue = pixel_values.mean(axis=(0, 2, 3))
+    def encode_image(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        red, green, blue = feeds["pixel_values"].mean(axis=(0, 2, 3))
         shown = 0.95 if red > green + 0.5 else 0.5 if abs(red - blue) < 0.1 else 0.01
         self.answers = {"a gun": shown}
-        return super().encode_image(pixel_values)
+        return super().encode_image(feeds)
 
 
 def compiled(policy: PolicyRecord, concepts: tuple[ConceptRecord, ...] = ()) -> CompiledPolicy:
@@ -127,18 +132,18 @@ def manifest(
         family="smolvlm",
         recipe="fp32",
         spec={},
-        preprocessing=ImageSpec(
-            16, 16, False, "LANCZOS", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        preprocessing=TileSpec(
+            "tiles", 16, 16, False, "LANCZOS", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
         ).to_json(),
         tokens=TokensRecord(IMAGE, END, (END,)),
         prompt=PromptRecord(
             question_template="{condition}",
             head=(START,),
-            fence=4,
-            global_view=5,
-            tile_tokens=(),
+            tile_open=(),
             row_break=(),
             last_break=(),
+            view_open=(4, 5),
+            view_close=(4,),
             visual_tokens=4,
             tail=(END,),
             blind_head=(START,),

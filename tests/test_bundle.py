@@ -111,11 +111,11 @@ def test_every_object_rejects_unknown_and_missing_keys_by_name(folder: Path) -> 
 
 
 def test_spec_and_preprocessing_are_as_strict(folder: Path) -> None:
-    from edgejudge.models.image import ImageSpec
     from edgejudge.models.spec import ModelSpec
+    from edgejudge.models.tiles import TileSpec
 
     manifest = read_manifest(folder)
-    for kind, value in ((ModelSpec, manifest.spec), (ImageSpec, manifest.preprocessing)):
+    for kind, value in ((ModelSpec, manifest.spec), (TileSpec, manifest.preprocessing)):
         kind.from_json(value)
         for bad, message in (
             ({**value, "surprise": 1}, "unknown key 'surprise'"),

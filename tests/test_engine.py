@@ -45,7 +45,7 @@ def make_prefix(engine: Engine, views: int, seed: int = 0) -> tuple[list[int], n
     rng = np.random.default_rng(seed)
     side = engine.spec.vision.image_size
     pixels = rng.normal(size=(views, 3, side, side)).astype(np.float32)
-    visual = engine.encode_image(pixels)
+    visual = engine.encode_image({"pixel_values": pixels})
     image = engine.bundle.manifest.tokens.image
     return [1, 60, 61, *[image] * len(visual), 62, 63], visual
 

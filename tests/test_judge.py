@@ -15,7 +15,7 @@ from PIL import Image
 from edgejudge import BundleError, Judge, Policy
 from edgejudge.fidelity import export_bundle
 from edgejudge.images import decode
-from edgejudge.models.image import ImageSpec, canary_image, preprocess
+from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.tokenizer import Tokenizer
 from edgejudge.policy import load_policy
@@ -66,10 +66,10 @@ def test_a_verdict_is_what_separate_passes_give(judge: Judge, bundle: Path, pict
         manifest.prompt, manifest.tokens.image, lambda: Tokenizer(bundle / "tokenizer.json")
     )
     engine = Engine.open(judge.bundle, threads=1)
-    views = preprocess(decode(picture).rgb, ImageSpec.from_json(manifest.preprocessing))
-    assert (views.rows, views.cols) == (2, 2)
-    visual = engine.encode_image(views.pixel_values)
-    prefix = engine.prefill(prompts.prefix_ids(views.rows, views.cols), visual)
+    seen = preprocess(decode(picture).rgb, image_spec(manifest.preprocessing))
+    assert (seen.rows, seen.cols) == (2, 2)
+    visual = engine.encode_image(seen.feeds)
+    prefix = engine.prefill(prompts.prefix_ids(seen.rows, seen.cols), visual)
     texts = ["a knife", "a blade for cutting food", "a dog", "beer"]
     branches = [prompts.branch_ids(text) for text in texts]
     expected = engine.label_probabilities(engine.score(prefix, branches, packed=False))

@@ -132,7 +132,7 @@ def test_trainer_and_runtime_write_the_same_prompts(nano: dict[str, ModuleType])
     path = bundle.file("tokenizer.json")
     ours = Prompts(manifest.prompt, manifest.tokens.image, lambda: Tokenizer(path))
     trained = nano["words"].Prompts(Raw.from_file(str(path)), manifest.prompt.visual_tokens)
-    grid = range(len(manifest.prompt.tile_tokens) + 1)
+    grid = range(len(manifest.prompt.tile_open) + 1)
     for rows, cols in [(0, 0), *((r, c) for r, c in itertools.product(grid, grid) if r and c)]:
         assert ours.prefix_ids(rows, cols) == trained.prefix(rows, cols)
     for index, concept in enumerate(nano["concepts"].CONCEPTS):

@@ -84,7 +84,7 @@ def run(
 ) -> NDArray[np.float32]:
     """Logits at every position, the prompt fed in chunks that end at `cuts`."""
     reference = Reference(spec, Exact(weights), IMAGE)
-    visual = None if pixels is None else reference.encode(pixels)
+    visual = None if pixels is None else reference.encode({"pixel_values": pixels})
     hidden, used = [], 0
     for begin, end in zip((0, *cuts), (*cuts, len(ids)), strict=True):
         chunk = ids[begin:end]
@@ -181,7 +181,7 @@ def test_shifted_rope_positions_fail_parity(monkeypatch: pytest.MonkeyPatch) -> 
     reference = Reference(truth.spec, Exact(truth.weights), IMAGE)
     reference.prefill(truth.blind_ids[:4])
     # A branch that starts one position late, as if the prefix were longer than its cache.
-    monkeypatch.setattr(reference, "_length", 5)
+    monkeypatch.setattr(reference, "_position", 5)
     late = reference.logits(reference.extend(truth.blind_ids[4:])).numpy()
     assert np.abs(late - truth.blind_logits[4:]).max() > TOLERANCE
 

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from edgejudge.errors import ExportError
-from edgejudge.models.image import ImageSpec, canary_image, grid_of, preprocess, read_image_spec
+from edgejudge.models.image import canary_image, preprocess
+from edgejudge.models.tiles import TileSpec, grid_of, read_tile_spec
+from edgejudge.models.vision_input import read_processor
 
 
-def make_spec(**changes: Any) -> ImageSpec:
+def make_spec(**changes: Any) -> TileSpec:
     values: dict[str, Any] = {
+        "kind": "tiles",
         "longest_edge": 96,
         "view": 24,
         "tiling": True,
@@ -24,7 +27,7 @@ def make_spec(**changes: Any) -> ImageSpec:
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.25, 0.5),
     }
-    return ImageSpec(**{**values, **changes})
+    return TileSpec(**{**values, **changes})
 
 
 def picture(height: int, width: int) -> Any:
@@ -34,7 +37,7 @@ def picture(height: int, width: int) -> Any:
     return np.clip(base + rng.integers(-60, 60, base.shape), 0, 255).astype(np.uint8)
 
 
-def truth(rgb: Any, spec: ImageSpec) -> Any:
+def truth(rgb: Any, spec: TileSpec) -> Any:
     processor = SmolVLMImageProcessorPil(
         size={"longest_edge": spec.longest_edge},
         max_image_size={"longest_edge": spec.view},
@@ -61,8 +64,8 @@ def test_pixels_equal_the_processor(
     spec = make_spec(tiling=tiling, longest_edge=longest_edge)
     rgb = picture(height, width)
     wanted, found = truth(rgb, spec), preprocess(rgb, spec)
-    assert found.pixel_values.shape == wanted["pixel_values"][0].shape
-    assert np.abs(found.pixel_values - wanted["pixel_values"][0]).max() < 1e-5
+    assert found.feeds["pixel_values"].shape == wanted["pixel_values"][0].shape
+    assert np.abs(found.feeds["pixel_values"] - wanted["pixel_values"][0]).max() < 1e-5
     assert [[found.rows]] == wanted["rows"] and [[found.cols]] == wanted["cols"]
     assert grid_of(height, width, spec) == (found.rows, found.cols)
     assert max(found.rows, found.cols) <= spec.max_grid
@@ -90,10 +93,10 @@ CONFIG = {
 
 def test_both_forms_of_the_processor_file_are_read(tmp_path: Path) -> None:
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": CONFIG}))
-    nested = read_image_spec(tmp_path)
+    nested = read_tile_spec(read_processor(tmp_path))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(CONFIG))
-    assert nested == read_image_spec(tmp_path) == make_spec(tiling=False)
-    assert ImageSpec.from_json(nested.to_json()) == nested
+    assert nested == read_tile_spec(read_processor(tmp_path)) == make_spec(tiling=False)
+    assert TileSpec.from_json(nested.to_json()) == nested
 
 
 @pytest.mark.parametrize(
@@ -111,12 +114,12 @@ def test_what_is_not_supported_is_refused_by_name(
 ) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**CONFIG, **change}))
     with pytest.raises(ExportError, match=message):
-        read_image_spec(tmp_path)
+        read_tile_spec(read_processor(tmp_path))
 
 
 def test_a_checkpoint_without_preprocessing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="neither preprocessor_config.json nor"):
-        read_image_spec(tmp_path)
+        read_tile_spec(read_processor(tmp_path))
 
 
 def test_the_canary_is_the_same_picture_everywhere() -> None:

@@ -29,7 +29,7 @@ _CORPUS = [
 ]
 
 
-def make_tokenizer(path: Path) -> Tokenizer:
+def make_tokenizer(path: Path, specials: tuple[str, ...] = SPECIALS) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -38,10 +38,10 @@ def make_tokenizer(path: Path) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
+    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=list(SPECIALS),
+        special_tokens=list(specials),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scene import VIEW, Scene, Stage
 
-from edgejudge.models.image import ImageSpec, preprocess
+from edgejudge.models.image import image_spec, preprocess
+from edgejudge.models.tiles import TileSpec
 from edgejudge.policy import load_policy
 
 # (width, height) and share: what messengers and phones send. Screenshots carry the smallest
@@ -65,7 +66,7 @@ class BundleJudge:
         opened = Bundle.open(bundle)
         self.engine = Engine.open(opened)
         manifest = opened.manifest
-        self.spec = ImageSpec.from_json(manifest.preprocessing)
+        self.spec = image_spec(manifest.preprocessing)
         prompts = Prompts(
             manifest.prompt, manifest.tokens.image, lambda: Tokenizer(opened.file("tokenizer.json"))
         )
@@ -78,9 +79,9 @@ class BundleJudge:
         }
 
     def probabilities(self, image: Image.Image) -> NDArray[np.float64]:
-        views = preprocess(np.asarray(image), self.spec)
-        visual = self.engine.encode_image(views.pixel_values)
-        prefix = self.engine.prefill(self.prefix_ids(views.rows, views.cols), visual)
+        seen = preprocess(np.asarray(image), self.spec)
+        visual = self.engine.encode_image(seen.feeds)
+        prefix = self.engine.prefill(self.prefix_ids(seen.rows, seen.cols), visual)
         out = self.engine.label_probabilities(self.engine.score(prefix, self.branches))
         self.engine.trace.clear()
         return out
@@ -103,7 +104,8 @@ class CheckpointJudge:
             folder, dtype=torch.float32
         ).eval()
         self.prompts = Prompts(Tokenizer.from_file(str(folder / "tokenizer.json")), TOKENS_PER_VIEW)
-        self.spec = ImageSpec(
+        self.spec = TileSpec(
+            "tiles",
             longest_edge or VIEW,
             VIEW,
             longest_edge is not None,
@@ -120,15 +122,15 @@ class CheckpointJudge:
 
     def probabilities(self, image: Image.Image) -> NDArray[np.float64]:
         torch, core = self.torch, self.model.model
-        views = preprocess(np.asarray(image), self.spec)
+        seen = preprocess(np.asarray(image), self.spec)
         branches = [b["phrase"] for b in self.prompts.branches]
         with torch.inference_mode():
             visual = core.connector(
                 core.vision_model(
-                    pixel_values=torch.from_numpy(views.pixel_values)
+                    pixel_values=torch.from_numpy(seen.feeds["pixel_values"])
                 ).last_hidden_state
             )
-            prefix = torch.tensor(self.prompts.prefix(views.rows, views.cols))
+            prefix = torch.tensor(self.prompts.prefix(seen.rows, seen.cols))
             hidden = core.text_model.embed_tokens(prefix)
             hidden[prefix == self.prompts.image_id] = visual.reshape(-1, visual.shape[-1])
             ids = torch.tensor([i for b in branches for i in b])

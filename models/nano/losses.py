@@ -37,7 +37,8 @@ class Losses:
         """uint8 [N, 3, S, S] -> [N, T, D]."""
         x = pixels.to(self.device).float().div_(127.5).sub_(1.0)
         core = self.model.model
-        return core.connector(core.vision_model(pixel_values=x).last_hidden_state)
+        out: torch.Tensor = core.connector(core.vision_model(pixel_values=x).last_hidden_state)
+        return out
 
     def dense_loss(self, tokens: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
         """Each visual token against the mean word embedding of each concept. tokens [N, T, D],

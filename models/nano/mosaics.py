@@ -9,10 +9,9 @@ show. Does not know questions or losses.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
+from losses import Losses
 from scene import Scene, Stage, views_of
 
 VIEW_COUNTS = (0.42, 0.3, 0.14, 0.08, 0.06)  # probability of 0, 1, 2 ... stickers in a pool's view
@@ -20,11 +19,12 @@ AT_ONCE = 64
 
 
 @torch.no_grad()
-def encode(losses: Any, scenes: list[Scene]) -> torch.Tensor:
+def encode(losses: Losses, scenes: list[Scene]) -> torch.Tensor:
     """Visual tokens of scenes of one layout, float16 [N, V, T, D]."""
     pixels = torch.from_numpy(np.stack([views_of(s) for s in scenes]))
-    tokens = [losses.visual_tokens(p) for p in pixels.flatten(0, 1).split(AT_ONCE)]
-    return torch.cat(tokens).half().unflatten(0, pixels.shape[:2])
+    tokens = [losses.visual_tokens(p) for p in torch.split(pixels.flatten(0, 1), AT_ONCE)]
+    whole = torch.cat(tokens).half()
+    return whole.reshape(*pixels.shape[:2], *whole.shape[1:])
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Pool:
     @classmethod
     def fill(
         cls,
-        losses: Any,
+        losses: Losses,
         stage: Stage,
         rng: np.random.Generator,
         views: int,

@@ -1,0 +1,186 @@
+"""Preprocessing by patches: an RGB picture of any size becomes patches in attention windows.
+
+Takes uint8 pixels; gives patches with what the tower needs to know of their places. The pixels
+equal transformers' Pillow-based processor of Qwen2-VL. Windows are padded to one size, so that a
+graph attends within all of them at once. Knows no model and no file format of pictures.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgejudge.bundle import from_json, to_json
+from edgejudge.errors import InputError
+from edgejudge.models.hf_config import HfConfig
+from edgejudge.models.rope import axial_rotation
+from edgejudge.models.spec import ModelSpec
+from edgejudge.models.vision_input import VisionInput, channels, filter_name, levels
+
+__all__ = ["PatchSpec", "fit", "prepare_patches", "read_patch_spec"]
+
+_MAX_ASPECT = 200  # the family refuses longer pictures
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSpec:
+    """Qwen2.5-VL's way: the picture's own grid of patches."""
+
+    kind: str
+    min_pixels: int  # a smaller picture is enlarged, a larger one than max_pixels shrunk
+    max_pixels: int
+    patch: int  # side of a patch in pixels
+    merge: int  # merge^2 patches become one visual token
+    frames: int  # a still picture is repeated as so many frames
+    window: int  # side of an attention window in pixels
+    rope_theta: float
+    head_dim: int
+    resample: str  # a Pillow filter's name
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = to_json(self)
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        return from_json(cls, value, "preprocessing")
+
+    @property
+    def unit(self) -> int:
+        """Side in pixels of what one visual token covers."""
+        return self.patch * self.merge
+
+    @property
+    def example_size(self) -> tuple[int, int]:
+        """Height and width of a small picture that does not fill its windows."""
+        return 3 * self.unit, 5 * self.unit
+
+
+def read_patch_spec(config: HfConfig, spec: ModelSpec) -> PatchSpec:
+    """From the processor's config, old keys or new, and what the tower's own config says."""
+    size = config.section("size") if "size" in config.value else HfConfig({}, config.where)
+    vision = spec.vision
+    for key, wanted in (
+        ("patch_size", vision.patch_size),
+        ("merge_size", spec.scale_factor),
+        ("temporal_patch_size", vision.frames),
+    ):
+        config.expect(key, wanted, None)
+    shortest = config.read(int, "min_pixels", size.read(int, "shortest_edge", 56 * 56))
+    longest = config.read(int, "max_pixels", size.read(int, "longest_edge", 28 * 28 * 1280))
+    return PatchSpec(
+        kind="patches",
+        min_pixels=shortest,
+        max_pixels=longest,
+        patch=vision.patch_size,
+        merge=spec.scale_factor,
+        frames=vision.frames,
+        window=vision.window,
+        rope_theta=vision.rope_theta,
+        head_dim=vision.head_dim,
+        resample=filter_name(config, 3),
+        rescale=config.read(float, "rescale_factor", 1 / 255),
+        mean=channels(config, "image_mean", _CLIP_MEAN),
+        std=channels(config, "image_std", _CLIP_STD),
+    )
+
+
+def fit(height: int, width: int, spec: PatchSpec) -> tuple[int, int]:
+    """The family's size for a picture: sides of whole visual tokens, area within the limits.
+
+    Raises InputError "too_long" for a strip that the family refuses.
+    """
+    if max(height, width) > _MAX_ASPECT * min(height, width):
+        raise InputError(
+            "too_long",
+            f"it is {width} x {height} pixels, this model takes sides of at most "
+            f"{_MAX_ASPECT} to 1; cut it into pieces",
+        )
+    unit = spec.unit
+    high, wide = round(height / unit) * unit, round(width / unit) * unit
+    if high * wide > spec.max_pixels:
+        beta = math.sqrt(height * width / spec.max_pixels)
+        high = max(unit, math.floor(height / beta / unit) * unit)
+        wide = max(unit, math.floor(width / beta / unit) * unit)
+    elif high * wide < spec.min_pixels:
+        beta = math.sqrt(spec.min_pixels / (height * width))
+        high = math.ceil(height * beta / unit) * unit
+        wide = math.ceil(width * beta / unit) * unit
+    return high, wide
+
+
+def prepare_patches(rgb: NDArray[np.uint8], spec: PatchSpec) -> VisionInput:
+    """rgb [H, W, 3] -> N slots of patches in W windows, P of them filled:
+
+    patches f32 [N, K]; rope_cos, rope_sin f32 [N, head_dim / 2]; window_mask int32 [W, N / W], 1
+    where a slot is filled; slots int64 [P], the slot of every patch in reading order of the visual
+    tokens; places int64 [N], the way back; tokens int64 [P / merge^2], where each visual token lies
+    among the merged slots.
+    """
+    high, wide = fit(rgb.shape[0], rgb.shape[1], spec)
+    picture = Image.fromarray(np.ascontiguousarray(rgb))
+    picture = picture.resize((wide, high), Image.Resampling[spec.resample])
+    raw = np.asarray(picture)
+    table = levels(spec.rescale, spec.mean, spec.std)  # [256, 3]
+    pixels = np.stack([np.take(table[:, c], raw[:, :, c]) for c in range(3)])  # [3, H, W]
+    rows, cols = high // spec.unit, wide // spec.unit
+    slots, window_size = _window_slots(rows, cols, spec)
+    total = -(-(int(slots.max()) + 1) // window_size) * window_size
+    patches = np.zeros((total, 3 * spec.frames * spec.patch**2), np.float32)
+    patches[slots] = _patches(pixels, spec)
+    positions = np.zeros((2, total), np.int64)
+    positions[:, slots] = _patch_positions(rows, cols, spec.merge)
+    cos, sin = axial_rotation(positions, spec.rope_theta, spec.head_dim)
+    mask = np.zeros(total, np.int32)
+    mask[slots] = 1
+    places = np.zeros(total, np.int64)
+    places[slots] = np.arange(len(slots))
+    feeds: dict[str, NDArray[Any]] = {
+        "patches": patches,
+        "rope_cos": cos,
+        "rope_sin": sin,
+        "window_mask": mask.reshape(-1, window_size),
+        "slots": slots,
+        "places": places,
+        "tokens": slots[:: spec.merge**2] // spec.merge**2,
+    }
+    return VisionInput(feeds, rows, cols)
+
+
+def _patches(pixels: NDArray[np.float32], spec: PatchSpec) -> NDArray[np.float32]:
+    """[3, H, W] -> [P, K]: the patches of a visual token lie together, frames repeat."""
+    _, height, width = pixels.shape
+    side, merge = spec.patch, spec.merge
+    grid = pixels.reshape(3, height // spec.unit, merge, side, width // spec.unit, merge, side)
+    grid = grid.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
+    grid = np.broadcast_to(grid, (*grid.shape[:5], spec.frames, side, side))
+    return grid.reshape(-1, 3 * spec.frames * side * side)
+
+
+def _patch_positions(rows: int, cols: int, merge: int) -> NDArray[np.int64]:
+    """Row and column of every patch [2, P], in the order of `_patches`."""
+    y, x = np.mgrid[: rows * merge, : cols * merge]
+    grid = np.stack([y, x]).reshape(2, rows, merge, cols, merge)
+    return np.asarray(grid.transpose(0, 1, 3, 2, 4).reshape(2, -1), np.int64)
+
+
+def _window_slots(rows: int, cols: int, spec: PatchSpec) -> tuple[NDArray[np.int64], int]:
+    """The slot of every patch when windows are laid one after another, all of one size; and that
+    size in patches.
+    """
+    side = spec.window // spec.unit  # of a window, in visual tokens
+    across = -(-cols // side)
+    y, x = np.divmod(np.arange(rows * cols), cols)
+    window = y // side * across + x // side
+    token = (window * side + y % side) * side + x % side
+    group = spec.merge**2
+    slots = token[:, None] * group + np.arange(group)
+    return slots.reshape(-1).astype(np.int64), side * side * group
