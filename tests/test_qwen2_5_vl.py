@@ -30,10 +30,11 @@ from edgejudge.runtime import Engine
 torch.set_num_threads(1)
 IMAGE = tiny_qwen.IMAGE
 TOLERANCE = 1e-4
-SIZES = {  # height, width of the picture
-    "fills its windows": (64, 64),
-    "smaller than a window": (24, 16),
-    "no multiple of windows": (70, 100),
+SIZES = {  # height, width of each picture in the prompt
+    "fills its windows": ((64, 64),),
+    "smaller than a window": ((24, 16),),
+    "no multiple of windows": ((70, 100),),
+    "two pictures": ((40, 24), (30, 64)),
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "untied, grouped KV": {},
@@ -57,7 +58,7 @@ class Case:
     weights: Any
     ids: list[int]
     positions: NDArray[np.int64]
-    feeds: dict[str, NDArray[Any]]
+    feeds: list[dict[str, NDArray[Any]]]  # of each picture
     logits: NDArray[np.float32]  # [S, vocab] with the image
     blind_ids: list[int]
     blind_logits: NDArray[np.float32]
@@ -67,18 +68,19 @@ class Case:
 def case(variant: str, size: str) -> Case:
     model = tiny_qwen.make_model(**VARIANTS[variant])
     spec = qwen2_5_vl.read_spec(config_of(model))
-    seen = prepare_patches(canary_image(*SIZES[size]), patch_spec(spec))
+    seen = [prepare_patches(canary_image(*s), patch_spec(spec)) for s in SIZES[size]]
     rng = np.random.default_rng(5)
-    before, after = rng.integers(len(tiny_qwen.SPECIALS), tiny.VOCABULARY, (2, 6)).tolist()
-    count = seen.rows * seen.cols
-    ids = [1, *before, 3, *[IMAGE] * count, 4, *after]
-    start = 8  # tokens before the image
-    y, x = np.divmod(np.arange(count), seen.cols)
-    image = start + np.stack([0 * y, y, x])
-    tail = start + max(seen.rows, seen.cols) + np.tile(np.arange(7), (3, 1))
-    positions = np.concatenate([np.tile(np.arange(start), (3, 1)), image, tail], axis=1)
-    patches = seen.feeds["patches"][seen.feeds["slots"]]
-    grid = torch.tensor([[1, 2 * seen.rows, 2 * seen.cols]])
+    text = rng.integers(len(tiny_qwen.SPECIALS), tiny.VOCABULARY, (len(seen) + 1, 6)).tolist()
+    ids, positions, start = [1, *text[0]], [np.tile(np.arange(7), (3, 1))], 7
+    for picture, after in zip(seen, text[1:], strict=True):
+        y, x = np.divmod(np.arange(picture.rows * picture.cols), picture.cols)
+        ids += [3, *[IMAGE] * len(y), 4, *after]
+        positions += [np.full((3, 1), start), start + 1 + np.stack([0 * y, y, x])]
+        start += 1 + max(picture.rows, picture.cols)
+        positions.append(start + np.tile(np.arange(7), (3, 1)))
+        start += 7
+    patches = np.concatenate([p.feeds["patches"][p.feeds["slots"]] for p in seen])
+    grid = torch.tensor([[1, 2 * p.rows, 2 * p.cols] for p in seen])
     blind = [i for i in ids if i != IMAGE]
     tokens = torch.tensor([ids])
     with torch.inference_mode():
@@ -94,8 +96,8 @@ def case(variant: str, size: str) -> Case:
         spec,
         state.__getitem__,
         ids,
-        positions,
-        seen.feeds,
+        np.concatenate(positions, axis=1),
+        [p.feeds for p in seen],
         logits.numpy(),
         blind,
         blind_logits.numpy(),
@@ -109,7 +111,7 @@ def _hub_name(name: str) -> str:
 
 def run(truth: Case, spec: ModelSpec, weights: Any, cuts: tuple[int, ...]) -> NDArray[np.float32]:
     reference = Reference(spec, Exact(weights), IMAGE)
-    visual = reference.encode(truth.feeds)
+    visual = torch.cat([reference.encode(feeds) for feeds in truth.feeds])
     hidden, used = [], 0
     for begin, end in zip((0, *cuts), (*cuts, len(truth.ids)), strict=True):
         chunk = truth.ids[begin:end]
@@ -182,7 +184,7 @@ FEED_MUTATIONS = {
 @pytest.mark.parametrize("mutation", FEED_MUTATIONS)
 def test_a_wrong_place_fails_parity(mutation: str) -> None:
     truth = case(ORDINARY, "no multiple of windows")
-    wrong = replace(truth, feeds=FEED_MUTATIONS[mutation](truth.feeds))
+    wrong = replace(truth, feeds=[FEED_MUTATIONS[mutation](f) for f in truth.feeds])
     assert difference(wrong) > TOLERANCE
 
 
