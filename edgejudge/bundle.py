@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgejudge.errors import BundleError
+from edgejudge.hub_cache import with_real_files
 from edgejudge.manifest import (
     SCHEMA_VERSION,
     CanaryRecord,
@@ -164,7 +165,7 @@ class Bundle:
 
         `fingerprint` is the sha256 in the manifest; give it to pin the bundle itself.
         """
-        folder = Path(path).resolve()
+        folder = with_real_files(Path(path).resolve(), cache_folder())
         manifest = read_manifest(folder)
         if fingerprint is not None and fingerprint != manifest.sha256:
             raise BundleError(

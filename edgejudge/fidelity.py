@@ -6,8 +6,6 @@ weights, and what quantization changed must flip few decisions against the fp32 
 """
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,8 +64,7 @@ def export_bundle(
         ) from None
     target = Path(out).resolve()
     exporting.check_target(target, force)
-    partial = target.with_name(f".{target.name}.unsealed-{os.getpid()}")
-    try:
+    with exporting.workplace(target, "unsealed") as partial:
         progress("exporting graphs and weights")
         exporting.export(checkpoint, partial, recipe, layers_per_part, policies)
         opened = exporting.open_checkpoint(checkpoint)
@@ -80,8 +77,6 @@ def export_bundle(
             )
         manifest = exporting.seal(partial, record)
         exporting.publish(partial, target, force)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 

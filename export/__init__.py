@@ -10,6 +10,7 @@ from edgejudge.export.exporter import check_target, export, publish, seal
 from edgejudge.export.recipe import RECIPES, Recipe, recipe_named
 from edgejudge.export.reference import Reference
 from edgejudge.export.stored import Exact, Stored
+from edgejudge.export.workplace import workplace
 
 __all__ = [
     "RECIPES",
@@ -26,5 +27,6 @@ __all__ = [
     "read_calibration",
     "recipe_named",
     "seal",
+    "workplace",
     "yes_probability",
 ]

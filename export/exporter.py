@@ -6,7 +6,6 @@ reference, and sealing it, is fidelity's work.
 """
 
 import importlib.metadata
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from edgejudge.export.recipe import Recipe, recipe_named
 from edgejudge.export.reference import Reference
 from edgejudge.export.store import WeightStore
 from edgejudge.export.stored import Exact, Stored
+from edgejudge.export.workplace import workplace
 
 __all__ = ["check_target", "export", "publish", "seal"]
 
@@ -79,13 +79,10 @@ def export(
     if layers_per_part is not None and layers_per_part < 1:
         raise ExportError(f"layers per part is {layers_per_part}, expected at least 1")
     opened = open_checkpoint(checkpoint)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
+    with workplace(target, "partial") as partial:
         partial.mkdir(parents=True)
         _fill(partial, opened, chosen, layers_per_part, policies)
         publish(partial, target, force)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

@@ -20,6 +20,7 @@ __all__ = ["CheckpointWeights"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What older versions saved beside the weights; all of it is computed from the config.
 _BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -86,9 +87,25 @@ def _files(folder: Path) -> list[Path]:
         for name in names:
             if Path(name).name != name:
                 raise ExportError(f"{folder / _INDEX}: shard {name!r} does not lie in the folder")
+            if not (folder / name).is_file():
+                raise ExportError(
+                    f"{folder}: shard {name} is missing, {_INDEX} lists {len(names)}; "
+                    "download the checkpoint again"
+                )
         return [folder / name for name in names]
     if (folder / _SINGLE).exists():
         return [folder / _SINGLE]
+    pickled = sorted(f.name for pattern in _PICKLED for f in folder.glob(pattern))
+    if pickled:
+        raise ExportError(
+            f"{folder}: {pickled[0]} is a pickle, which may run any code when it is read; "
+            "save the weights as safetensors"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise ExportError(
+            f"{folder}: holds an adapter, not a whole checkpoint; merge it into its base model "
+            "(merge_and_unload) and save that"
+        )
     raise ExportError(f"{folder}: holds neither {_SINGLE} nor {_INDEX}; save it as safetensors")
 
 

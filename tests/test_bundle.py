@@ -1,5 +1,6 @@
 """A bundle's manifest and files: strict reading, tampering by hand, links and stamps."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from edgejudge.bundle import (
     read_manifest,
 )
 from edgejudge.errors import BundleError
+from edgejudge.runtime import Engine
 
 REPORT = FidelityRecord("none", 1, 1, 0, 0.0, 0.0, 0.0, 1e-6, LabelMassRecord(1, 0.5, 0.5))
 POLICY = PolicyRecord(
@@ -293,3 +295,46 @@ def test_stamps_lie_outside_and_may_be_lost_or_broken(folder: Path) -> None:
     shutil.rmtree(cache_folder())
     cache_folder().write_text("a file where the folder should be")
     Bundle.open(folder).file("embeddings.bin")
+
+
+def hub_copy(bundle: Path, repository: Path) -> Path:
+    """The bundle as huggingface_hub lays a download out: blobs, and a revision of links to them."""
+    snapshot = repository / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for file in bundle.iterdir():
+        blob = repository / "blobs" / hashlib.sha256(file.name.encode()).hexdigest()
+        shutil.copyfile(file, blob)
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    return snapshot
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_bundle_in_the_hub_cache_is_judged_with(folder: Path, tmp_path: Path) -> None:
+    snapshot = hub_copy(folder, tmp_path / "models--someone--judge")
+    first = Bundle.open(snapshot, verify=True)
+    engine, truth = Engine.open(first, threads=1), Engine.open(Bundle.open(folder), threads=1)
+    prompts = [[60, 61, 62]]
+    assert (engine.score_blind(prompts) == truth.score_blind(prompts)).all()
+    assert Bundle.open(snapshot).path == first.path, "one set of files a revision"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_link_out_of_the_hub_cache_is_refused(folder: Path, tmp_path: Path) -> None:
+    snapshot = hub_copy(folder, tmp_path / "models--someone--judge")
+    outside = tmp_path / "outside.bin"
+    shutil.copyfile(folder / "embeddings.bin", outside)
+    (snapshot / "embeddings.bin").unlink()
+    (snapshot / "embeddings.bin").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        Bundle.open(snapshot, verify=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_hub_cache_without_room_for_real_files_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EDGEJUDGE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(BundleError, match="copy the bundle with `cp -rL`"):
+        Bundle.open(hub_copy(folder, tmp_path / "models--someone--judge"))

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +265,35 @@ def test_damaged_safetensors_are_refused(checkpoint: Path, tmp_path: Path) -> No
     weights.unlink()
     with pytest.raises(ExportError, match="holds neither model.safetensors"):
         open_checkpoint(tmp_path)
+
+
+def test_pickles_adapters_and_missing_shards_are_refused_with_the_reason(tmp_path: Path) -> None:
+    folder = tiny.make_checkpoint(tmp_path / "checkpoint", max_shard_size="100KB")
+    shard = min(folder.glob("model-*.safetensors"))
+    shard.unlink()
+    with pytest.raises(ExportError, match=f"shard {shard.name} is missing"):
+        open_checkpoint(folder)
+    for file in folder.glob("model*"):
+        file.unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ExportError, match="merge it into its base model"):
+        open_checkpoint(folder)
+    (folder / "pytorch_model.bin").touch()
+    with pytest.raises(ExportError, match=r"pytorch_model.bin is a pickle, which may run any code"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is removed there")
+def test_what_killed_exports_left_is_removed(checkpoint: Path, tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    pid = int(dead.stdout)
+    for name in (f".out.unsealed-{pid}", f"..out.unsealed-{pid}.partial-{pid}"):
+        (tmp_path / name).mkdir()
+    kept = [f".out.partial-{os.getppid()}", f".other.partial-{pid}", f"out.partial-{pid}"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    exporting.export(checkpoint, tmp_path / "out")
+    assert sorted(e.name for e in tmp_path.iterdir()) == sorted([*kept, "out"])
 
 
 def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ MAY_IMPORT = {
 LEAVES = {
     "edgejudge.bundle",
     "edgejudge.errors",
+    "edgejudge.hub_cache",
     "edgejudge.manifest",
     "edgejudge.onnx_files",
 }

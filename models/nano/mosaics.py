@@ -9,6 +9,7 @@ show. Does not know questions or losses.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import numpy as np
 import torch
 from losses import Losses

@@ -226,22 +226,24 @@ class Stage:
 
     @staticmethod
     def _sticker(rng: np.random.Generator, rgba: np.ndarray, edge: float) -> Image.Image:
-        """One drawing, scaled, turned, recoloured, perhaps outlined."""
+        """One drawing, scaled; mostly as its artist drew it, which is how chat apps paste them, now
+        and then mirrored, turned, recoloured or outlined.
+        """
         squeeze = rng.uniform(0.88, 1.12)
         image = Image.fromarray(rgba).resize(
             (max(6, int(edge * min(1.0, squeeze))), max(6, int(edge * min(1.0, 1 / squeeze)))),
             Image.Resampling.BICUBIC,
             reducing_gap=2.0,
         )
-        if rng.random() < 0.5:
+        if rng.random() < 0.15:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if rng.random() < 0.35:
-            turn = rng.uniform(-25, 25) if rng.random() < 0.92 else rng.uniform(-180, 180)
+        if rng.random() < 0.25:
+            turn = rng.uniform(-20, 20) if rng.random() < 0.94 else rng.uniform(-180, 180)
             image = image.rotate(turn, Image.Resampling.BICUBIC, expand=True)
-        if rng.random() < 0.35:
+        if rng.random() < 0.25:
             pixels = np.asarray(image).astype(np.float32)
-            gain = rng.uniform(0.75, 1.25) * rng.uniform(0.88, 1.12, 3)
-            pixels[..., :3] = np.clip(pixels[..., :3] * gain + rng.uniform(-20, 20), 0, 255)
+            gain = rng.uniform(0.8, 1.2) * rng.uniform(0.92, 1.08, 3)
+            pixels[..., :3] = np.clip(pixels[..., :3] * gain + rng.uniform(-15, 15), 0, 255)
             if rng.random() < 0.05:
                 pixels[..., :3] = pixels[..., :3].mean(axis=2, keepdims=True)
             if rng.random() < 0.15:
