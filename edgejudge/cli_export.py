@@ -34,6 +34,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="decoder layers per graph (default: all in one)",
     )
     parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="shrink larger pictures to this many pixels, in families that keep a picture's own "
+        "grid (default: what the checkpoint says)",
+    )
+    parser.add_argument(
         "--policy",
         action="append",
         dest="policies",
@@ -63,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         recipe=args.recipe,
         layers_per_part=args.layers_per_part,
+        max_pixels=args.max_pixels,
         policies=policies,
         max_flip_rate=args.max_flip_rate,
         force=args.force,

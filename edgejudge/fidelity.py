@@ -49,11 +49,13 @@ def export_bundle(
     policies: Sequence[PolicyRecord] = (),
     max_flip_rate: float = DEFAULT_MAX_FLIP_RATE,
     force: bool = False,
+    max_pixels: int | None = None,
     progress: Progress = lambda _: None,
 ) -> Manifest:
     """Exports, measures, seals; the folder `out` appears only if all three went well.
 
     `policies` are compiled into the bundle. `force` replaces a bundle that is there already.
+    `max_pixels` bounds the pictures of a family that keeps their own grid.
     """
     try:
         from edgejudge import export as exporting
@@ -66,8 +68,10 @@ def export_bundle(
     exporting.check_target(target, force)
     with exporting.workplace(target, "unsealed") as partial:
         progress("exporting graphs and weights")
-        exporting.export(checkpoint, partial, recipe, layers_per_part, policies)
-        opened = exporting.open_checkpoint(checkpoint)
+        exporting.export(
+            checkpoint, partial, recipe, layers_per_part, policies, max_pixels=max_pixels
+        )
+        opened = exporting.open_checkpoint(checkpoint, max_pixels)
         record = _measure(Bundle.open(partial, unsealed=True), opened, progress)
         if record.flip_rate > max_flip_rate:
             raise ExportError(

@@ -5,7 +5,7 @@ card, each checked against the others. Knows no bundle and no graph.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgejudge.bundle import ConceptRecord, PromptRecord, TokensRecord, from_json
@@ -15,6 +15,7 @@ from edgejudge.models.families import family_for
 from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig, read_json
 from edgejudge.models.image import ImageSpec
+from edgejudge.models.patches import PatchSpec
 from edgejudge.models.spec import ModelSpec
 from edgejudge.models.tokenizer import Tokenizer, VerdictLabels, label_ids
 from edgejudge.models.vision_input import read_processor
@@ -75,12 +76,16 @@ class Checkpoint:
         )
 
 
-def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
+def open_checkpoint(checkpoint: str | Path, max_pixels: int | None = None) -> Checkpoint:
+    """A folder or a Hub id, read and checked; weights are mapped, not loaded.
+
+    `max_pixels` bounds the pictures of a family that keeps their own grid.
+    """
     folder = _find(checkpoint)
     config = HfConfig(read_json(folder / "config.json"), str(folder / "config.json"))
     family = family_for(config)
     spec: ModelSpec = family.read_spec(config)
-    image = family.read_image_spec(read_processor(folder), spec)
+    image = _bounded(family.read_image_spec(read_processor(folder), spec), max_pixels)
     tokenizer = Tokenizer(folder / "tokenizer.json")
     card = _read_card(folder, family.DEFAULT_TEMPLATE)
     aliases = {family.HEAD: family.EMBEDDINGS} if spec.text.tie_word_embeddings else {}
@@ -98,6 +103,22 @@ def open_checkpoint(checkpoint: str | Path) -> Checkpoint:
         card=card,
         weights=weights,
     )
+
+
+def _bounded(image: ImageSpec, max_pixels: int | None) -> ImageSpec:
+    if max_pixels is None:
+        return image
+    if not isinstance(image, PatchSpec):
+        raise ExportError(
+            "a limit of pixels is for families that keep a picture's own grid; this one cuts "
+            f"pictures of {image.longest_edge} pixels into tiles"
+        )
+    if max_pixels < max(image.min_pixels, image.unit**2):
+        raise ExportError(
+            f"the limit is {max_pixels} pixels, this checkpoint enlarges pictures to at least "
+            f"{max(image.min_pixels, image.unit**2)}"
+        )
+    return replace(image, max_pixels=max_pixels)
 
 
 def _find(checkpoint: str | Path) -> Path:

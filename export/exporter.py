@@ -67,6 +67,7 @@ def export(
     layers_per_part: int | None = None,
     policies: Sequence[PolicyRecord] = (),
     force: bool = False,
+    max_pixels: int | None = None,
 ) -> Path:
     """Writes an unsealed bundle of the checkpoint into the folder `out`; gives its path.
 
@@ -78,7 +79,7 @@ def export(
     chosen = recipe_named(recipe)
     if layers_per_part is not None and layers_per_part < 1:
         raise ExportError(f"layers per part is {layers_per_part}, expected at least 1")
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, max_pixels)
     with workplace(target, "partial") as partial:
         partial.mkdir(parents=True)
         _fill(partial, opened, chosen, layers_per_part, policies)

