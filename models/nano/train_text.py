@@ -32,13 +32,13 @@ LAYOUTS = (
     ((4, 3), 10, 32, 0.15),
     ((4, 4), 8, 32, 0.2),
 )
-WHOLE = {(3, 4): 240, (4, 3): 240, (4, 4): 320}  # pictures drawn whole, views and all
+WHOLE = {(3, 4): 160, (4, 3): 160, (4, 4): 240}  # pictures drawn whole, views and all
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--views", type=int, default=16_000, help="views in the pool")
+    parser.add_argument("--views", type=int, default=12_000, help="views in the pool")
     parser.add_argument(
         "--whole-share", type=float, default=0.3, help="of the tiled steps, on whole pictures"
     )
