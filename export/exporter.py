@@ -6,6 +6,7 @@ reference, and sealing it, is fidelity's work.
 """
 
 import importlib.metadata
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from edgejudge.bundle import (
     read_manifest,
     sha256_of_file,
 )
-from edgejudge.errors import BundleError, ExportError
+from edgejudge.errors import ExportError
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import Compiler
 from edgejudge.export.graphs import split_layers, write_graphs
@@ -100,15 +101,20 @@ def check_target(target: Path, force: bool) -> None:
         raise ExportError(
             f"{target}: is not empty; name another folder, or replace it with --force"
         )
-    try:
-        ours = {f.name for f in read_manifest(target).files} | {MANIFEST_NAME}
-    except BundleError:
-        ours = set()
-    if strange := sorted(held - ours):
+    if strange := sorted(held - _listed(target)):
         raise ExportError(
             f"{target}: --force replaces only a bundle, and {strange[0]!r} is not part of one; "
             "remove the folder yourself"
         )
+
+
+def _listed(folder: Path) -> set[str]:
+    """What a folder's manifest says is part of the bundle, whatever version wrote it."""
+    try:
+        value = json.loads((folder / MANIFEST_NAME).read_bytes())
+        return {str(file["name"]) for file in value["files"]} | {MANIFEST_NAME}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def publish(partial: Path, target: Path, force: bool) -> None:

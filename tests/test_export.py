@@ -171,6 +171,13 @@ def test_the_target_is_never_overwritten_by_accident(checkpoint: Path, tmp_path:
         exporting.export(checkpoint, tmp_path / "file", force=True)
 
 
+def test_force_replaces_a_bundle_of_another_version(checkpoint: Path, tmp_path: Path) -> None:
+    target = exporting.export(checkpoint, tmp_path / "out")
+    change_json(target / "bundle.json", lambda v: v.update(schema_version=0))
+    exporting.export(checkpoint, target, force=True)
+    assert read_manifest(target).schema_version == 1
+
+
 def test_a_failed_export_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
