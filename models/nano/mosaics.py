@@ -8,7 +8,7 @@ show. Does not know questions or losses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,6 +35,12 @@ class Pool:
     views: torch.Tensor  # float16 [N, T, D]
     shown: np.ndarray  # int8 [N, C]
     pictures: dict[tuple[int, int], tuple[torch.Tensor, np.ndarray]]  # [M, V, T, D], int8 [M, C]
+    _full: np.ndarray = field(init=False)  # views that show something
+    _bare: np.ndarray = field(init=False)  # views that show nothing, and are clear about it
+
+    def __post_init__(self) -> None:
+        self._full = np.flatnonzero((self.shown == 1).any(1))
+        self._bare = np.flatnonzero((self.shown == 0).all(1))
 
     @classmethod
     def fill(
@@ -70,13 +76,11 @@ class Pool:
 
         The global view mostly repeats something of a tile, as a real one would.
         """
-        full = np.flatnonzero((self.shown == 1).any(1))
-        bare = np.flatnonzero((self.shown == 0).all(1))
         count = rows * cols + 1
-        picks = rng.choice(bare, count)
+        picks = rng.choice(self._bare, count)
         tiles = rng.permutation(max(1, count - 1))[: int(rng.integers(0, 6))]
         if len(tiles) and rng.random() < 0.9:
-            picks[tiles] = rng.choice(full, len(tiles))
+            picks[tiles] = rng.choice(self._full, len(tiles))
             if count > 1 and rng.random() < 0.6:
                 repeated = rng.choice(np.flatnonzero((self.shown[picks] == 1).any(0)))
                 picks[-1] = rng.choice(np.flatnonzero(self.shown[:, repeated] == 1))
