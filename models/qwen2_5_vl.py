@@ -6,7 +6,7 @@ QwenGuard is of this family. Architecture: Bai et al., Qwen2.5-VL Technical Repo
 """
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edgejudge.bundle import PromptRecord, TokensRecord
 from edgejudge.errors import ExportError
@@ -15,7 +15,7 @@ from edgejudge.models.hf_config import HfConfig
 from edgejudge.models.ops import Ops
 from edgejudge.models.patches import PatchSpec, read_patch_spec
 from edgejudge.models.spec import ModelSpec, TextSpec, VisionSpec
-from edgejudge.models.tokenizer import Tokenizer
+from edgejudge.models.tokenizer import Tokenizer, special_tokens
 
 __all__ = [
     "DEFAULT_TEMPLATE",
@@ -278,13 +278,4 @@ def prompt_record(
 
 
 def tokens_record(tokenizer: Tokenizer, config: HfConfig) -> TokensRecord:
-    end, image = tokenizer.special("<|im_end|>"), tokenizer.special("<|image_pad|>")
-    configured = config.read(int, "image_token_id", image)
-    if configured != image:
-        raise ExportError(
-            f"{config.where}: 'image_token_id' is {configured}, the tokenizer says {image}"
-        )
-    text = config.value.get("text_config") or config.value
-    listed: Any = text.get("eos_token_id")
-    eos = {end, *([listed] if isinstance(listed, int) else listed or [])}
-    return TokensRecord(image=image, end_of_turn=end, eos=tuple(sorted(eos)))
+    return special_tokens(tokenizer, config, image="<|image_pad|>", end="<|im_end|>")

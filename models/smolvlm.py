@@ -5,7 +5,7 @@ over the op vocabulary, written once for every backend. Knows no backend and no 
 """
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from edgejudge.models.hf_config import HfConfig
 from edgejudge.models.ops import Ops
 from edgejudge.models.spec import ModelSpec, TextSpec, VisionSpec
 from edgejudge.models.tiles import TileSpec, read_tile_spec
-from edgejudge.models.tokenizer import Tokenizer
+from edgejudge.models.tokenizer import Tokenizer, special_tokens
 
 __all__ = [
     "DEFAULT_TEMPLATE",
@@ -275,13 +275,4 @@ def prompt_record(
 
 
 def tokens_record(tokenizer: Tokenizer, config: HfConfig) -> TokensRecord:
-    end = tokenizer.special("<end_of_utterance>")
-    image = tokenizer.special("<image>")
-    configured = config.read(int, "image_token_id", image)
-    if configured != image:
-        raise ExportError(
-            f"{config.where}: 'image_token_id' is {configured}, the tokenizer says {image}"
-        )
-    text_eos: Any = config.section("text_config").value.get("eos_token_id")
-    eos = {end, *([text_eos] if isinstance(text_eos, int) else text_eos or [])}
-    return TokensRecord(image=image, end_of_turn=end, eos=tuple(sorted(eos)))
+    return special_tokens(tokenizer, config, image="<image>", end="<end_of_utterance>")

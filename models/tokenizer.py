@@ -5,11 +5,13 @@ contains `<image>` is those seven characters and not an image. Knows no prompt f
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from edgejudge.bundle import TokensRecord
 from edgejudge.errors import ExportError
+from edgejudge.models.hf_config import HfConfig
 
-__all__ = ["Tokenizer", "VerdictLabels", "label_ids"]
+__all__ = ["Tokenizer", "VerdictLabels", "label_ids", "special_tokens"]
 
 
 class Tokenizer:
@@ -41,6 +43,23 @@ class Tokenizer:
     def find(self, token: str) -> int | None:
         found = self._inner.token_to_id(token)
         return None if found is None else int(found)
+
+
+def special_tokens(tokenizer: Tokenizer, config: HfConfig, *, image: str, end: str) -> TokensRecord:
+    """The ids of the image token and the end of a turn, with every id that ends a text.
+
+    Raises ExportError where config.json means another image token than the tokenizer.
+    """
+    image_id, end_id = tokenizer.special(image), tokenizer.special(end)
+    configured = config.read(int, "image_token_id", image_id)
+    if configured != image_id:
+        raise ExportError(
+            f"{config.where}: 'image_token_id' is {configured}, the tokenizer says {image_id}"
+        )
+    text = config.value.get("text_config") or config.value  # older configs are flat
+    listed: Any = text.get("eos_token_id")
+    eos = {end_id, *([listed] if isinstance(listed, int) else listed or [])}
+    return TokensRecord(image=image_id, end_of_turn=end_id, eos=tuple(sorted(eos)))
 
 
 class VerdictLabels(NamedTuple):
