@@ -43,7 +43,7 @@ types: $(VENV)/.test  ## mypy strict over a tree where the four folders nest the
 
 # --- the nano judge; models/nano/README.md says how it was trained ---
 NANO = models/nano
-NANO_ARTISTS = noto noto-v1 fluent-emoji-flat fluent-emoji fxemoji openmoji streamline-emojis
+NANO_ARTISTS = noto noto-v1 fluent-emoji-flat fluent-emoji fxemoji
 NANO_PHOTOS = gradio imgaug mahotas matplotlib scikit-image scikit-learn ultralytics
 
 $(VENV)/.train: pyproject.toml | $(BIN)/python

@@ -112,8 +112,40 @@ def collect(wheels: Path) -> dict[str, Any]:
 
 def crop(rng: np.random.Generator, photo: np.ndarray, width: int, height: int) -> Image.Image:
     """A random crop of a photograph, scaled and flipped, of the size asked for."""
+    return _cut(rng, photo, width, height, float(rng.uniform(0.45, 1.0)))
+
+
+def wild_crop(
+    rng: np.random.Generator, photos: list[np.ndarray], pick: int, width: int, height: int
+) -> Image.Image:
+    """A crop of a photograph that has gone through more than a camera does: any zoom, turned on its
+    side, its colours exchanged or its light reversed, another photograph over a part of it.
+
+    A few photographs to train on are soon known by heart; this makes them many.
+    """
+    image = _cut(rng, photos[pick], width, height, float(rng.uniform(0.15, 1.0)))
+    if rng.random() < 0.35:
+        other = photos[int(rng.integers(len(photos)))]
+        w, h = (max(8, int(rng.uniform(0.3, 0.9) * v)) for v in (width, height))
+        part = _cut(rng, other, w, h, float(rng.uniform(0.15, 1.0)))
+        spot = (int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)))
+        under = image.crop((*spot, spot[0] + w, spot[1] + h))
+        opaque = 1.0 if rng.random() < 0.6 else float(rng.uniform(0.3, 0.7))
+        image.paste(Image.blend(under, part, opaque), spot)
+    if rng.random() < 0.3:
+        image = image.transpose(Image.Transpose(int(rng.integers(1, 7)))).resize((width, height))
+    if rng.random() < 0.4:
+        pixels = np.asarray(image)[..., rng.permutation(3)]
+        image = Image.fromarray(255 - pixels if rng.random() < 0.25 else pixels)
+    return image
+
+
+def _cut(
+    rng: np.random.Generator, photo: np.ndarray, width: int, height: int, zoom: float
+) -> Image.Image:
+    """A crop of `zoom` of what fits, anywhere in the photograph."""
     full_h, full_w = photo.shape[:2]
-    scale = rng.uniform(0.45, 1.0) * min(full_w / width, full_h / height)
+    scale = zoom * min(full_w / width, full_h / height)
     w, h = max(8, int(width * scale)), max(8, int(height * scale))
     x, y = int(rng.integers(0, full_w - w + 1)), int(rng.integers(0, full_h - h + 1))
     image = Image.fromarray(photo[y : y + h, x : x + w]).resize(

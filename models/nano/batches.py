@@ -20,7 +20,7 @@ from words import Prompts, ask, form_of
 
 # rows, cols, pictures in a batch, questions a picture: about equal cost each
 LAYOUTS = {
-    "view": (0, 0, 32, 10),
+    "view": (0, 0, 64, 10),
     "single": (0, 0, 32, 8),
     "3x4": (3, 4, 3, 32),
     "4x3": (4, 3, 3, 32),
@@ -61,6 +61,14 @@ def _pad(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return out, np.array([len(r) - 1 for r in rows])
+
+
+def pick_cells(rng: np.random.Generator, sprite: np.ndarray, count: int) -> np.ndarray:
+    """`count` visual tokens of each view, int64 [N, count] in order: mostly those that lie on
+    drawings. sprite [N, T].
+    """
+    wish = rng.random(sprite.shape) + np.where(sprite > 0, 0.8, np.where(sprite < 0, 0.4, 0.0))
+    return np.sort(np.argsort(-wish, axis=1)[:, :count], axis=1)
 
 
 def make_questions(

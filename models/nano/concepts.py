@@ -226,8 +226,6 @@ ARTISTS: dict[str, str] = {  # Iconify set -> licence of its drawings
     "fluent-emoji-flat": "MIT",
     "fluent-emoji": "MIT",
     "fxemoji": "Apache-2.0",
-    "openmoji": "CC-BY-SA-4.0",
-    "streamline-emojis": "CC-BY-4.0",
 }
 SHIPPABLE = (
     "noto",

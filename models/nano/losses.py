@@ -24,8 +24,8 @@ class Losses:
         self.model, self.prompts, self.device = model, prompts, device
         self.scale = torch.nn.Parameter(torch.tensor(10.0, device=device))
         self.bias = torch.nn.Parameter(torch.full((len(CONCEPTS),), -4.0, device=device))
-        width = model.config.text_config.hidden_size
-        self.sprites = torch.nn.Parameter(torch.zeros(drawings + 1, width, device=device))
+        hidden = model.config.text_config.hidden_size
+        self.sprites = torch.nn.Parameter(torch.zeros(drawings + 1, hidden, device=device))
         names = [prompts.ids(" " + c.name) for c in CONCEPTS]
         width = max(map(len, names))
         self.name_ids = torch.tensor([n + [0] * (width - len(n)) for n in names], device=device)
@@ -33,11 +33,32 @@ class Losses:
             [[1.0] * len(n) + [0.0] * (width - len(n)) for n in names], device=device
         )
 
-    def visual_tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [N, 3, S, S] -> [N, T, D]."""
+    def visual_tokens(
+        self, pixels: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """uint8 [N, 3, S, S] -> [N, T, D]; with `kept` [N, K], indices of visual tokens, the tower
+        sees the patches of those alone -> [N, K, D].
+
+        Dropping patches for most of a training is Li et al., Scaling Language-Image Pre-training
+        via Masking (FLIP), 2023; whole cells, so that the pixel shuffle still finds its squares.
+        """
         x = pixels.to(self.device).float().div_(127.5).sub_(1.0)
         core = self.model.model
-        out: torch.Tensor = core.connector(core.vision_model(pixel_values=x).last_hidden_state)
+        tower = core.vision_model
+        if kept is None:
+            out: torch.Tensor = core.connector(tower(pixel_values=x).last_hidden_state)
+            return out
+        scale = self.model.config.scale_factor
+        side = x.shape[-1] // tower.patch_size
+        everywhere = torch.ones(len(x), side, side, dtype=torch.bool, device=self.device)
+        patches = tower.embeddings(pixel_values=x, patch_attention_mask=everywhere)
+        cells = patches.unflatten(1, (side // scale, scale, side // scale, scale))
+        cells = cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # [N, T, scale^2, D]
+        rows = torch.arange(len(x), device=self.device)[:, None]
+        seen = cells[rows, kept].flatten(1, 2)
+        hidden = tower.post_layernorm(tower.encoder(inputs_embeds=seen).last_hidden_state)
+        shuffled = hidden.unflatten(1, (kept.shape[1], -1)).flatten(2)
+        out = core.connector.modality_projection(shuffled)
         return out
 
     def dense_loss(self, tokens: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
@@ -48,16 +69,16 @@ class Losses:
         words = F.normalize(table.sum(1), dim=-1)  # [C, D]
         logits = self.scale * F.normalize(tokens, dim=-1) @ words.T + self.bias
         wanted = (dense == 1).to(logits.dtype)
-        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none", pos_weight=None)
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         weight = (dense != IGNORE).to(logits.dtype) * (1 + 4 * wanted)
-        return (loss * weight).sum() / weight.sum() * 1.0
+        return (loss * weight).sum() / weight.sum()
 
     def sprite_loss(self, tokens: torch.Tensor, sprite: torch.Tensor) -> torch.Tensor:
         """Which drawing a visual token lies on: cross-entropy over all of them and the background.
         tokens [N, T, D], sprite [N, T].
 
-        Finer labels than the questions need teach the tower faster: one concept is a dozen drawings
-        that look nothing like each other.
+        Finer labels than the questions need: one concept is a dozen drawings that look nothing like
+        each other.
         """
         logits = F.layer_norm(tokens, tokens.shape[-1:]) @ self.sprites.T
         weight = (sprite > 0) + BACKGROUND_WEIGHT * (sprite == 0)

@@ -94,6 +94,7 @@ class Stage:
         rgba = data["rgba"][keep]
         concept = data["concept"][keep]
         self._rgba = rgba
+        self._wild = split == "train"
         self._rows = [np.flatnonzero(concept == i) for i in range(len(CONCEPTS))]
         self._distractors = np.flatnonzero(concept < 0)
         stored = np.load(photos, allow_pickle=True)
@@ -171,7 +172,7 @@ class Stage:
             if row is None:
                 continue
             near = nth == 0 and rng.random() < 0.2
-            edge = _log_uniform(rng, *((100, 300) if near else (22, 90)))
+            edge = _log_uniform(rng, *((100, 300) if near else (24, 100)))
             self._place(rng, canvas, placed, index, row, edge, 0.7 if near else cut, stretch)
         canvas = self._degrade(rng, canvas)
         dense, sprite = _labels(placed, 0, 0)
@@ -221,6 +222,10 @@ class Stage:
         if self._photos and rng.random() < 0.45:
             pick = int(rng.integers(len(self._photos)))
             present[self._shows[pick]] = -1
+            if self._wild and rng.random() < 0.6:
+                # Another photograph may lie over this one: what any of them shows is unclear.
+                present[[i for shows in self._shows for i in shows]] = -1
+                return backgrounds.wild_crop(rng, self._photos, pick, width, height)
             return backgrounds.crop(rng, self._photos[pick], width, height)
         return backgrounds.drawn(rng, width, height)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from batches import LAYOUTS, producer
+from batches import LAYOUTS, pick_cells, producer
 from loop import Loop, add_arguments, source_of
 from losses import Losses
 from metrics import auroc
@@ -47,7 +47,14 @@ def main() -> None:
     parser.add_argument(
         "--answer-share", type=float, default=0.5, help="share of the pictures that have questions"
     )
+    parser.add_argument(
+        "--keep",
+        type=int,
+        help="visual tokens of each view the tower sees and learns from; needs --vision-only",
+    )
     args = parser.parse_args()
+    if args.keep and args.vision_only < args.steps:
+        parser.error("--keep leaves out parts of the pictures, so it cannot train the answers")
     args.tokens_per_view = TOKENS_PER_VIEW
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -93,18 +100,24 @@ def main() -> None:
                 "the process that draws batches has died; see its error above"
             ) from None
         wishes.put(str(rng.choice(layouts, p=shares)))
-        tokens = losses.visual_tokens(torch.from_numpy(batch.pixels).flatten(0, 1))
-        aux = losses.dense_loss(tokens, torch.from_numpy(batch.dense).flatten(0, 1).to(device))
-        named = losses.sprite_loss(
-            tokens, torch.from_numpy(batch.sprite).flatten(0, 1).to(device, torch.long)
+        pixels, dense, sprite = (
+            torch.from_numpy(v).flatten(0, 1) for v in (batch.pixels, batch.dense, batch.sprite)
         )
+        kept = None
+        if args.keep:
+            kept = torch.from_numpy(pick_cells(rng, sprite.numpy(), args.keep))
+            rows = torch.arange(len(kept))[:, None]
+            dense, sprite = dense[rows, kept], sprite[rows, kept]
+        tokens = losses.visual_tokens(pixels, kept)
+        aux = losses.dense_loss(tokens, dense.to(device))
+        named = losses.sprite_loss(tokens, sprite.to(device, torch.long))
         loss = DENSE_WEIGHT * aux + SPRITE_WEIGHT * named
         record = {"aux": float(aux.detach()), "sprite": float(named.detach())}
         if loop.step >= args.vision_only:
             asked = batch.questions
-            rows, cols = LAYOUTS[batch.layout][:2]
+            grid = LAYOUTS[batch.layout][:2]
             pictures = tokens.unflatten(0, batch.pixels.shape[:2])[: len(asked.answers)]
-            answer, blind, margin = losses.answer_loss(pictures, rows, cols, asked)
+            answer, blind, margin = losses.answer_loss(pictures, *grid, asked)
             loss = loss + answer + 0.1 * blind
             record |= {
                 "answer": float(answer.detach()),
