@@ -25,9 +25,11 @@ from edgejudge.manifest import (
     CompiledPolicy,
     CompiledRule,
     ConceptRecord,
+    DecisionsRecord,
     EmbeddingsRecord,
     FidelityRecord,
     FileRecord,
+    FlipCount,
     GoldenRecord,
     GraphRecord,
     KvRecord,
@@ -40,10 +42,8 @@ from edgejudge.manifest import (
     RuleRecord,
     TensorRecord,
     TokensRecord,
-    canonical_json,
-    from_json,
-    to_json,
 )
+from edgejudge.strict_json import canonical_json, from_json, to_json
 
 __all__ = [
     "MANIFEST_NAME",
@@ -54,9 +54,11 @@ __all__ = [
     "CompiledPolicy",
     "CompiledRule",
     "ConceptRecord",
+    "DecisionsRecord",
     "EmbeddingsRecord",
     "FidelityRecord",
     "FileRecord",
+    "FlipCount",
     "GoldenRecord",
     "GraphRecord",
     "KvRecord",
@@ -123,7 +125,7 @@ def read_manifest(path: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: not valid JSON ({error}); export the bundle again") from None
     version = value.get("schema_version") if isinstance(value, dict) else None
-    if isinstance(version, int) and version != SCHEMA_VERSION:
+    if type(version) is int and version != SCHEMA_VERSION:
         raise BundleError(
             f"{file}: schema version {version}, this edgejudge reads {SCHEMA_VERSION}; "
             "export the bundle again"

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from edgejudge import __version__, cli_export, cli_profile, cli_screen
-from edgejudge.errors import EdgeJudgeError
+from edgejudge.errors import EdgeJudgeError, FidelityError
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_STOPPED", "main"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_REFUSED", "EXIT_STOPPED", "main"]
 
 EXIT_STOPPED = 2
+EXIT_REFUSED = 3  # an export whose verdicts differ too much
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 _COMMANDS = (cli_screen, cli_export, cli_profile)
 
@@ -59,4 +60,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if isinstance(error, EdgeJudgeError | OSError) else "; --debug shows where"
         kind = "" if isinstance(error, EdgeJudgeError) else f"{type(error).__name__}: "
         print(f"error: {kind}{error}{hint}", file=sys.stderr)
-        return EXIT_STOPPED
+        return EXIT_REFUSED if isinstance(error, FidelityError) else EXIT_STOPPED

@@ -1,13 +1,24 @@
 """`edgejudge export`: a checkpoint in, a sealed bundle out.
 
-Takes the command's arguments; prints what was made and how far it is from the reference. The
-export itself, and the gate it has to pass, are edgejudge.fidelity's.
+Takes the command's arguments; prints what was made, what it cost and how far it is from the
+reference. The export itself, and the gate it has to pass, are edgejudge.fidelity's.
 """
 
 import argparse
 import json
 import sys
-from typing import Any
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgejudge.errors import ExportError
+
+if TYPE_CHECKING:
+    from edgejudge.bundle import DecisionsRecord, Manifest
+    from edgejudge.fidelity import Progress
 
 __all__ = ["add_parser", "run"]
 
@@ -18,14 +29,19 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="turn a checkpoint into a bundle",
         description="Exports a Hugging Face checkpoint to a bundle, compares it with the fp32 "
         "reference and seals it. Needs the extra: pip install 'edgejudge[export]'.",
+        epilog="exit codes: 0 sealed; 2 no bundle, for the reason given; 3 no bundle, since its "
+        "verdicts differ too much from the checkpoint's",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint folder or a Hub id")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the bundle's new folder")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", nargs="?", help="a checkpoint folder or a Hub id"
+    )
+    parser.add_argument("--out", metavar="DIR", help="the bundle's new folder")
     parser.add_argument(
         "--recipe",
-        default="w8",
-        choices=("w8", "w4", "fp32"),
-        help="precision of the weights (default: w8)",
+        default="balanced",
+        choices=("exact", "balanced", "small", "w8"),
+        help="precision of the weights: float32, four bits with eight where judges are sensitive, "
+        "four in the whole decoder, or eight everywhere (default: balanced)",
     )
     parser.add_argument(
         "--layers-per-part",
@@ -48,11 +64,21 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="compile this policy in; may be repeated (default: every built-in one)",
     )
     parser.add_argument(
-        "--max-flip-rate",
+        "--accept-flips",
         type=float,
-        default=0.01,
         metavar="R",
-        help="refuse the bundle if more decisions differ from the reference (default: 0.01)",
+        help="seal the bundle although up to this share of its decisions differ; recorded in it",
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="the published dimensions of a model, in place of a checkpoint; needs "
+        "--random-weights (--preset list shows them)",
+    )
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="make the weights up: for latency and size, its verdicts mean nothing",
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
@@ -60,47 +86,142 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgejudge.bundle import to_json
-    from edgejudge.fidelity import export_bundle
+    if args.preset == "list":
+        return _list_presets()
+    if (args.checkpoint is None) == (args.preset is None):
+        raise ExportError("give either a CHECKPOINT or a --preset")
+    if args.out is None:
+        raise ExportError("--out is missing: name the bundle's new folder")
+    if bool(args.preset) != args.random_weights:
+        raise ExportError(
+            "--preset and --random-weights go together: a preset is dimensions without weights"
+        )
+    if args.accept_flips is not None and not 0 <= args.accept_flips <= 1:
+        raise ExportError(f"--accept-flips is {args.accept_flips}, expected a share from 0 to 1")
+    from edgejudge.fidelity import export_bundle, exporting_tools
     from edgejudge.policy import builtin_names, load_policy
 
     policies = [load_policy(p).record() for p in args.policies or builtin_names()]
-    manifest = export_bundle(
-        args.checkpoint,
-        args.out,
-        recipe=args.recipe,
-        layers_per_part=args.layers_per_part,
-        max_pixels=args.max_pixels,
-        policies=policies,
-        max_flip_rate=args.max_flip_rate,
-        force=args.force,
-        progress=lambda text: print(text, file=sys.stderr),
-    )
-    size_bytes = sum(file.bytes for file in manifest.files)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, _shown() as progress:
+        checkpoint = args.checkpoint
+        if args.preset:
+            rules = [rule for policy in policies for rule in policy.rules]
+            texts = [text for rule in rules for either in rule.conditions for text in either]
+            make = exporting_tools().preset_checkpoint
+            checkpoint = make(args.preset, Path(scratch), texts, args.max_pixels)
+        manifest = export_bundle(
+            checkpoint,
+            args.out,
+            recipe=args.recipe,
+            layers_per_part=args.layers_per_part,
+            max_pixels=args.max_pixels,
+            policies=policies,
+            accept_flips=args.accept_flips,
+            force=args.force,
+            progress=progress,
+        )
+    _report(args, manifest, time.monotonic() - began)
+    return 0
+
+
+def _list_presets() -> int:
+    from edgejudge.models.preset import PRESETS, preset_named
+
+    for name in PRESETS:
+        preset = preset_named(name)
+        built = "" if preset.built else f"  (family {preset.model_type} is not built yet)"
+        print(f"{name:24}{preset.parameters / 1e9:6.2f} B  {preset.source}{built}")
+    return 0
+
+
+@contextmanager
+def _shown() -> "Iterator[Progress]":
+    """A bar on a terminal, else a line for each thing begun."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        with Bar(console=Console(stderr=True), transient=True) as bar:
+            tasks: dict[str, Any] = {}
+
+            def show(what: str, share: float) -> None:
+                if what not in tasks:
+                    for task in tasks.values():
+                        bar.update(task, completed=1.0)
+                    tasks[what] = bar.add_task(what, total=1.0)
+                bar.update(tasks[what], completed=share)
+
+            yield show
+        return
+    begun = set()
+
+    def say(what: str, _: float) -> None:
+        if what not in begun:
+            begun.add(what)
+            print(what, file=sys.stderr)
+
+    yield say
+
+
+def _report(args: argparse.Namespace, manifest: "Manifest", seconds: float) -> None:
+    from edgejudge.bundle import to_json
+    from edgejudge.profiling import peak_rss_mib
+
     report = manifest.fidelity
     if report is None:
         raise AssertionError("export_bundle gives sealed bundles only")
+    size_bytes = sum(file.bytes for file in manifest.files)
+    peak = peak_rss_mib()
     if args.json:
         result = {
             "out": args.out,
             "name": manifest.name,
             "recipe": manifest.recipe,
+            "random_weights": manifest.random_weights,
             "fingerprint": manifest.sha256,
             "bytes": size_bytes,
+            "seconds": round(seconds, 1),
+            "peak_rss_mib": round(peak),
+            "quantization": to_json(manifest.quantization),
             "fidelity": to_json(report),
         }
         print(json.dumps(result, sort_keys=True))
-        return 0
+        return
     print(f"{args.out}: {manifest.name}, {manifest.recipe}, {size_bytes / 2**20:.1f} MiB")
+    print(f"{seconds:.1f} s, peak RSS {peak:.0f} MiB")
+    for group in manifest.quantization:
+        print(
+            f"  {group.group:12}{group.bits:3} bits {group.tensors:5} tensors "
+            f"{group.bytes / 2**20:9.1f} MiB  moved by {group.relative_rms_error:.2%}"
+        )
     print(f"fingerprint {manifest.sha256}")
     print(
-        f"{report.flips} of {report.decisions} decisions differ from the fp32 reference "
-        f"on {report.pictures} pictures ({report.calibration_set}); "
-        f"probabilities by {report.max_probability_error} at most, "
-        f"{report.mean_probability_error} on average"
+        f"label logits within {report.graph_error:g} of the reference over the same weights; "
+        f"hidden states {report.hidden_error:.2%} from the fp32 weights'"
+    )
+    if report.decisions is None:
+        print("random weights: the bundle is for latency alone, its verdicts mean nothing")
+    else:
+        _report_decisions(report.picture_set, report.decisions)
+
+
+def _report_decisions(pictures: str, found: "DecisionsRecord") -> None:
+    print(
+        f"{found.flips} of {found.decisions} decisions flip (at most {found.flips_upper:.2%} with "
+        f"95 % confidence): {found.unsafe_to_safe} unsafe to safe, {found.safe_to_unsafe} safe to "
+        f"unsafe; {found.near_flips} of {found.near_decisions} near the threshold; "
+        f"{found.pictures} pictures ({pictures})"
     )
     print(
-        f"graphs differ from the reference by at most {report.max_graph_error:g}; "
-        f"label mass {report.label_mass.mean} on average, {report.label_mass.minimum} at least"
+        f"probabilities move by {found.probability_error_99} (99th percentile), "
+        f"{found.probability_error_max} at most; label mass {found.label_mass.mean} on average, "
+        f"{found.label_mass.minimum} at least"
     )
-    return 0
+    if found.underpowered:
+        print(
+            "underpowered: the limits want 3000 decisions, 600 of them near their threshold; "
+            "the bounds above are what these pictures support"
+        )
+    if found.accepted_flips is not None:
+        print(f"sealed with --accept-flips {found.accepted_flips}")

@@ -8,6 +8,7 @@ __all__ = [
     "BundleError",
     "EdgeJudgeError",
     "ExportError",
+    "FidelityError",
     "InputError",
     "PolicyError",
     "ProviderError",
@@ -24,6 +25,10 @@ class BundleError(EdgeJudgeError):
 
 class ExportError(EdgeJudgeError):
     """A checkpoint cannot be exported, or the exported bundle failed its gate."""
+
+
+class FidelityError(ExportError):
+    """The exported bundle is too far from the reference to be sealed."""
 
 
 class ProviderError(EdgeJudgeError):

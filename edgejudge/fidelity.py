@@ -1,14 +1,16 @@
 """The gate of an export: a bundle is measured against the reference, and only then sealed.
 
-Takes a checkpoint; gives a sealed bundle, or an ExportError and no bundle. Two things are told
-apart: what the runtime computes from the stored weights must equal the reference over the same
-weights, and what quantization changed must flip few decisions against the fp32 checkpoint.
+Takes a checkpoint; gives a sealed bundle, or an error and no bundle. Two things are told apart:
+what the runtime computes from the stored weights must equal the reference over the same weights,
+and what quantization changed must flip few decisions against the fp32 checkpoint. What counts as
+few is gate's.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,72 +18,85 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import (
     Bundle,
+    DecisionsRecord,
     FidelityRecord,
     GoldenRecord,
     LabelMassRecord,
     Manifest,
     PolicyRecord,
 )
-from edgejudge.errors import ExportError
+from edgejudge.errors import ExportError, FidelityError
+from edgejudge.gate import Tally, upper_bound
 from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from edgejudge.export import CalibrationPicture, Checkpoint
+    from edgejudge.export import Asked, CalibrationPicture, Checkpoint, Weights
     from edgejudge.runtime import Engine
 
-__all__ = ["DEFAULT_MAX_FLIP_RATE", "export_bundle", "graph_error"]
+__all__ = ["export_bundle", "exporting_tools", "graph_error"]
 
-DEFAULT_MAX_FLIP_RATE = 0.01
 _SYNTHETIC = "synthetic"
 _SYNTHETIC_SIDES = ((1, 1), (1, 2), (2, 1), (3, 4), (4, 3), (1, 4), (2, 3), (3, 3))
 _MOST_CONDITIONS = 32
+_AT_ONCE = 16  # pictures that pass the reference's layers together
+_BLAMED = 4  # pictures on which a refused bundle's groups are tried one by one
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, float], None]  # what is being done, and the share of it that is done
 
 
 def export_bundle(
-    checkpoint: str | Path,
+    checkpoint: "str | Path | Checkpoint",
     out: str | Path,
-    recipe: str = "w8",
+    recipe: str | None = None,
     layers_per_part: int | None = None,
     policies: Sequence[PolicyRecord] = (),
-    max_flip_rate: float = DEFAULT_MAX_FLIP_RATE,
+    accept_flips: float | None = None,
     force: bool = False,
     max_pixels: int | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> Manifest:
     """Exports, measures, seals; the folder `out` appears only if all three went well.
 
     `policies` are compiled into the bundle. `force` replaces a bundle that is there already.
-    `max_pixels` bounds the pictures of a family that keeps their own grid.
+    `max_pixels` bounds the pictures of a family that keeps their own grid. `accept_flips` is a
+    share of decisions that may flip, in place of the gate's limits. Raises FidelityError for a
+    bundle that is too far from the reference.
     """
+    exporting = exporting_tools()
+    target = Path(out).resolve()
+    exporting.check_target(target, force)
+    opened = (
+        checkpoint
+        if isinstance(checkpoint, exporting.Checkpoint)
+        else exporting.open_checkpoint(checkpoint, max_pixels)
+    )
+    with exporting.workplace(target, "unsealed") as partial:
+        exporting.export(
+            opened,
+            partial,
+            recipe or exporting.DEFAULT_RECIPE,
+            layers_per_part,
+            policies,
+            progress=lambda share: progress("quantizing and writing weights", share),
+        )
+        gate = _Gate(Bundle.open(partial, unsealed=True), opened, progress)
+        manifest: Manifest = exporting.seal(partial, gate.measure(accept_flips))
+        exporting.publish(partial, target, force)
+    return manifest
+
+
+def exporting_tools() -> ModuleType:
+    """The package edgejudge.export, or an ExportError that says how to install what it needs."""
     try:
-        from edgejudge import export as exporting
+        from edgejudge import export
     except ModuleNotFoundError as error:
         raise ExportError(
             f"exporting needs the package {error.name}; install it with "
             "`pip install 'edgejudge[export]'`"
         ) from None
-    target = Path(out).resolve()
-    exporting.check_target(target, force)
-    with exporting.workplace(target, "unsealed") as partial:
-        progress("exporting graphs and weights")
-        exporting.export(
-            checkpoint, partial, recipe, layers_per_part, policies, max_pixels=max_pixels
-        )
-        opened = exporting.open_checkpoint(checkpoint, max_pixels)
-        record = _measure(Bundle.open(partial, unsealed=True), opened, progress)
-        if record.flip_rate > max_flip_rate:
-            raise ExportError(
-                f"{record.flips} of {record.decisions} decisions differ from the fp32 reference "
-                f"({record.flip_rate:.4f}), allowed are {max_flip_rate}; use a recipe with more "
-                "bits, or allow it with --max-flip-rate"
-            )
-        manifest = exporting.seal(partial, record)
-        exporting.publish(partial, target, force)
-    return manifest
+    return export
 
 
 def graph_error(bundle: Bundle, engine: "Engine") -> float:
@@ -130,94 +145,191 @@ def _read_png(path: Path) -> NDArray[np.uint8]:
 
 
 @dataclass(slots=True)
-class _Tally:
-    """What the questions asked so far have shown."""
+class _Question:
+    """A picture with what is asked of it, as the runtime and the reference take it."""
 
-    decisions: int = 0
-    flips: int = 0
-    errors: list[float] = field(default_factory=list)
-    masses: list[float] = field(default_factory=list)
-
-    def add(
-        self,
-        found: NDArray[np.float64],
-        wanted: NDArray[np.float64],
-        thresholds: NDArray[np.float64],
-        mass: NDArray[np.float64],
-    ) -> None:
-        self.decisions += len(found)
-        self.flips += int(((found >= thresholds) != (wanted >= thresholds)).sum())
-        self.errors += np.abs(found - wanted).tolist()
-        self.masses += mass.tolist()
+    picture: "CalibrationPicture"
+    to_bundle: "Asked"  # as the manifest says how pictures and prompts are made
+    to_reference: "Asked"  # as the checkpoint says
 
 
-def _measure(bundle: Bundle, checkpoint: "Checkpoint", progress: Progress) -> FidelityRecord:
-    from edgejudge.export import Exact, Reference, recipe_named, yes_probability
-    from edgejudge.runtime import Engine
+class _Gate:
+    """One bundle, measured once."""
 
-    manifest, labels = bundle.manifest, checkpoint.labels
-    engine = Engine.open(bundle)
-    progress("comparing the graphs with the reference")
-    worst = graph_error(bundle, engine)
-    tolerance = recipe_named(manifest.recipe).tolerance
-    if not worst <= tolerance:
-        raise ExportError(
-            f"the runtime's label logits are {worst:.2g} off the reference over the same weights, "
-            f"allowed are {tolerance}; this is a fault of the export, not of the checkpoint"
+    def __init__(self, bundle: Bundle, checkpoint: "Checkpoint", progress: Progress) -> None:
+        from edgejudge.runtime import Engine
+
+        self._bundle, self._checkpoint, self._progress = bundle, checkpoint, progress
+        self._engine = Engine.open(bundle)
+
+    def measure(self, accepted: float | None) -> FidelityRecord:
+        from edgejudge.export import recipe_named
+
+        worst = graph_error(self._bundle, self._engine)
+        tolerance = recipe_named(self._bundle.manifest.recipe).tolerance
+        if not worst <= tolerance:
+            raise ExportError(
+                f"the runtime's label logits are {worst:.2g} off the reference over the same "
+                f"weights, allowed are {tolerance}; this is a fault of the export, not of the "
+                "checkpoint"
+            )
+        name, held_out, seen = self._questions()
+        random = self._bundle.manifest.random_weights
+        tally, masses, hidden_error = self._compare(held_out[:1] if random else held_out)
+        if not random and (broken := tally.violations(accepted)):
+            raise FidelityError(
+                f"the bundle is refused: {'; '.join(broken)}. {self._blame(held_out)} "
+                "--accept-flips allows it, and is recorded"
+            )
+        return FidelityRecord(
+            picture_set=name,
+            calibration_pictures=seen,
+            graph_error=_power_of_ten(worst),
+            hidden_error=_up(hidden_error),
+            decisions=None if random else _record(tally, masses, len(held_out), accepted),
         )
-    # In float32: the report's four decimals do not show the difference, and it is much faster.
-    reference = Reference(checkpoint.spec, Exact(checkpoint.weights), checkpoint.tokens.image)
-    prompts = _prompts(bundle)
-    thresholds = _thresholds(manifest)
-    tally = _Tally()
-    name, pictures = _pictures(checkpoint, manifest)
-    for index, picture in enumerate(pictures):
-        progress(f"comparing decisions, picture {index + 1} of {len(pictures)}")
-        seen = preprocess(picture.rgb, checkpoint.image)
-        ids = prompts.prefix_ids(seen.rows, seen.cols)
-        positions = prompts.prefix_positions(seen.rows, seen.cols)
-        branches = [prompts.branch_ids(text) for text in picture.conditions]
-        prefix = engine.prefill(ids, engine.encode_image(seen.feeds), positions)
-        found = yes_probability(engine.score(prefix, branches).astype(np.float64), labels.labels)
-        reference.prefill(ids, reference.encode(seen.feeds), positions)
-        logits = reference.score(branches, None)  # [B, vocab]
-        rows = logits[:, list(labels.token_ids)]
-        wanted = yes_probability(rows, labels.labels)
-        mass = np.exp(np.logaddexp.reduce(rows, 1) - np.logaddexp.reduce(logits, 1))
-        limits = np.array([thresholds.get(text, 0.5) for text in picture.conditions])
-        tally.add(found, wanted, limits, mass)
-    return FidelityRecord(
-        calibration_set=name,
-        pictures=len(pictures),
+
+    def _questions(self) -> "tuple[str, list[_Question], int]":
+        """The held-out pictures, and how many others the export has learned from."""
+        from edgejudge.export import asked_about
+
+        name, pictures, seen = _pictures(self._checkpoint, self._bundle.manifest)
+        manifest, checkpoint = self._bundle.manifest, self._checkpoint
+        own = Prompts(checkpoint.prompt, checkpoint.tokens.image, lambda: checkpoint.tokenizer)
+        ways = (
+            (_prompts(self._bundle), image_spec(manifest.preprocessing)),
+            (own, checkpoint.image),
+        )
+        questions = []
+        for picture in pictures:
+            to_bundle, to_reference = (
+                asked_about(prompts, image, picture.rgb, picture.conditions)[2]
+                for prompts, image in ways
+            )
+            questions.append(_Question(picture, to_bundle, to_reference))
+        return name, questions, seen
+
+    def _compare(self, questions: list[_Question]) -> tuple[Tally, list[float], float]:
+        """Counts, the label mass of each decision, and the relative rms error of hidden states."""
+        from edgejudge.export import Exact, Reference, yes_probability
+
+        checkpoint, labels = self._checkpoint, self._checkpoint.labels
+        # In float32: the report's four decimals do not show the difference, and it is much faster.
+        reference = Reference(checkpoint.spec, Exact(checkpoint.weights), checkpoint.tokens.image)
+        rules, thresholds = _rules(self._bundle.manifest)
+        tally, masses = Tally(), []
+        error = square = 0.0
+        for first in range(0, len(questions), _AT_ONCE):
+            some = questions[first : first + _AT_ONCE]
+            self._progress("comparing decisions with the reference", first / len(questions))
+            wanted_ends = reference.ends([q.to_reference for q in some])
+            for question, wanted_end in zip(some, wanted_ends, strict=True):
+                ends, logits = self._run(question.to_bundle)
+                exact = wanted_end.double().numpy()
+                error += float(np.square(ends - exact).sum())
+                square += float(np.square(exact).sum())
+                full = reference.logits(wanted_end).double().numpy()  # [B, vocab]
+                rows = full[:, list(labels.token_ids)]
+                mass = np.logaddexp.reduce(rows, 1) - np.logaddexp.reduce(full, 1)
+                masses += np.exp(mass).tolist()
+                texts = question.picture.conditions
+                tally.add(
+                    question.picture.image,
+                    [rules.get(text, ()) for text in texts],
+                    self._engine.label_probabilities(logits),
+                    yes_probability(rows, labels.labels),
+                    np.array([thresholds.get(text, 0.5) for text in texts]),
+                )
+        return tally, masses, math.sqrt(error / (square or 1.0))
+
+    def _run(self, asked: "Asked") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Hidden states [B, D] and label logits [B, R] of the bundle."""
+        if asked.feeds is None:
+            raise AssertionError("the gate asks about pictures")
+        engine = self._engine
+        visual = engine.encode_image(asked.feeds)
+        prefix = engine.prefill(asked.ids, visual, asked.positions)
+        ends = engine.ends(prefix, asked.branches)
+        return ends, engine.label_logits(ends)
+
+    def _blame(self, questions: list[_Question]) -> str:
+        """Which stored groups move the reference's probabilities most, each tried by itself."""
+        from edgejudge.export import Exact, Reference, Stored, plan_of, yes_probability
+
+        checkpoint = self._checkpoint
+        rows, spec, image = checkpoint.labels.token_ids, checkpoint.spec, checkpoint.tokens.image
+        asked = [q.to_reference for q in questions[:_BLAMED]]
+
+        def answers(weights: "Weights") -> NDArray[np.float64]:
+            logits = Reference(spec, weights, image).ask(asked, rows)
+            return yes_probability(np.concatenate(logits), checkpoint.labels.labels)
+
+        truth = answers(Exact(checkpoint.weights))
+        plan = plan_of(checkpoint, self._bundle.manifest.recipe)
+        blocks = [q for q in self._bundle.manifest.quantization if q.block]
+        found: list[tuple[float, str, int]] = []
+        for group in blocks:
+            self._progress("looking for the weights to blame", len(found) / len(blocks))
+            moved = answers(Stored(checkpoint.weights, plan.only(group.group, group.bits)))
+            found.append((float(np.abs(moved - truth).mean()), group.group, group.bits))
+        worst = sorted(found, reverse=True)[:3]
+        named = ", ".join(f"{name} in {bits} bits ({error:.3f})" for error, name, bits in worst)
+        if not named:
+            return "No weight is quantized: look at the checkpoint."
+        return (
+            f"Probabilities move most by {named} on {len(asked)} pictures: give these more bits "
+            "(--recipe w8 keeps eight everywhere, exact keeps all)."
+        )
+
+
+def _record(
+    tally: Tally, masses: list[float], pictures: int, accepted: float | None
+) -> DecisionsRecord:
+    return DecisionsRecord(
+        pictures=pictures,
         decisions=tally.decisions,
         flips=tally.flips,
-        flip_rate=round(tally.flips / tally.decisions, 6),
-        max_probability_error=_up(max(tally.errors)),
-        mean_probability_error=_up(float(np.mean(tally.errors))),
-        max_graph_error=_power_of_ten(worst),
+        flips_upper=_up(upper_bound(tally.flips, tally.decisions)),
+        near_decisions=tally.near_decisions,
+        near_flips=tally.near_flips,
+        near_flips_upper=_up(upper_bound(tally.near_flips, tally.near_decisions)),
+        unsafe_to_safe=tally.unsafe_to_safe,
+        safe_to_unsafe=tally.safe_to_unsafe,
+        probability_error_99=_up(tally.percentile_99()),
+        probability_error_max=_up(max(tally.errors)),
+        probability_error_mean=_up(float(np.mean(tally.errors))),
+        rules=tuple(tally.rules[name] for name in sorted(tally.rules)),
+        flipped_pictures=tuple(
+            count
+            for _, count in sorted(tally.pictures.items())
+            if count.unsafe_to_safe + count.safe_to_unsafe
+        ),
+        underpowered=tally.underpowered,
+        accepted_flips=accepted,
         label_mass=LabelMassRecord(
-            tally.decisions,
-            round(float(np.mean(tally.masses)), 4),
-            round(min(tally.masses), 4),
+            len(masses), round(float(np.mean(masses)), 4), round(min(masses), 4)
         ),
     )
 
 
 def _pictures(
     checkpoint: "Checkpoint", manifest: Manifest
-) -> tuple[str, "list[CalibrationPicture]"]:
-    """The calibration set, or drawn pictures with the conditions the bundle is made for."""
-    from edgejudge.export import CalibrationPicture, read_calibration
+) -> tuple[str, "list[CalibrationPicture]", int]:
+    """The calibration set but what was calibrated on, or drawn pictures with the conditions the
+    bundle is made for.
+    """
+    from edgejudge.export import CalibrationPicture, read_calibration, split_pictures
 
     folder = checkpoint.calibration_folder
     if folder is not None:
-        return folder.name, read_calibration(folder)
+        seen, held_out = split_pictures(read_calibration(folder))
+        return folder.name, held_out, len(seen)
     texts = [concept.name for concept in manifest.concepts]
     for policy in manifest.policies:
         texts += [c.text for rule in policy.rules for either in rule.conditions for c in either]
     conditions = tuple(dict.fromkeys(texts or ["a cat", "a person", "written text"]))
     side = checkpoint.image.example_size[0]
-    return _SYNTHETIC, [
+    drawn = [
         CalibrationPicture(
             f"{_SYNTHETIC}-{height}x{width}",
             canary_image(side * height, side * width),
@@ -225,17 +337,21 @@ def _pictures(
         )
         for height, width in _SYNTHETIC_SIDES
     ]
+    return _SYNTHETIC, drawn, 0
 
 
-def _thresholds(manifest: Manifest) -> dict[str, float]:
-    """Condition -> the threshold its answer meets in the bundle's policies."""
-    return {
-        condition.text: rule.threshold
-        for policy in manifest.policies
-        for rule in policy.rules
-        for either in rule.conditions
-        for condition in either
-    }
+def _rules(manifest: Manifest) -> tuple[dict[str, tuple[str, ...]], dict[str, float]]:
+    """Condition -> the rules that ask it, and the threshold its answer meets."""
+    rules: dict[str, tuple[str, ...]] = {}
+    thresholds = {}
+    for policy in manifest.policies:
+        for rule in policy.rules:
+            for either in rule.conditions:
+                for condition in either:
+                    name = f"{policy.name}.{rule.id}"
+                    rules[condition.text] = (*rules.get(condition.text, ()), name)
+                    thresholds[condition.text] = rule.threshold
+    return rules, thresholds
 
 
 def _up(value: float) -> float:

@@ -1,17 +1,14 @@
-"""The records of bundle.json, and the strict JSON reading that every record of ours shares.
+"""The records of bundle.json.
 
-Takes plain JSON values; gives frozen dataclasses and back. Unknown and missing keys are errors by
-name. Knows no files, models or engines; import its names from `edgejudge.bundle`.
+Frozen dataclasses, read and written by strict_json. Knows no files, models or engines; import its
+names from `edgejudge.bundle`.
 """
 
 import hashlib
-import json
-import types
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
-from typing import Any, Self, TypeVar, cast, get_args, get_origin
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from edgejudge.errors import BundleError, EdgeJudgeError
+from edgejudge.strict_json import canonical_json, to_json
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -20,9 +17,11 @@ __all__ = [
     "CompiledPolicy",
     "CompiledRule",
     "ConceptRecord",
+    "DecisionsRecord",
     "EmbeddingsRecord",
     "FidelityRecord",
     "FileRecord",
+    "FlipCount",
     "GoldenRecord",
     "GraphRecord",
     "KvRecord",
@@ -35,91 +34,9 @@ __all__ = [
     "RuleRecord",
     "TensorRecord",
     "TokensRecord",
-    "canonical_json",
-    "from_json",
-    "to_json",
 ]
 
-SCHEMA_VERSION = 1
-T = TypeVar("T")
-
-# --- strict JSON for dataclasses -----------------------------------------------------------------
-
-
-def to_json(value: Any) -> Any:
-    """Plain JSON values of a record: dataclasses become objects, tuples become lists."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
-    if isinstance(value, dict):
-        return {key: to_json(item) for key, item in value.items()}
-    return value
-
-
-def from_json(
-    kind: type[T], value: Any, where: str, error: type[EdgeJudgeError] = BundleError
-) -> T:
-    """`value` as `kind`; any deviation is an `error` that names the place in the document."""
-    return cast(T, _read(kind, value, where, error))
-
-
-def _read(kind: Any, value: Any, where: str, error: type[EdgeJudgeError]) -> Any:
-    if kind is Any or type(value) is kind:
-        return value
-    form, inner = _form(kind)
-    if form == "optional":
-        return None if value is None else _read(inner, value, where, error)
-    if form == "record":
-        items = _expect(value, dict, where, error)
-        if items.keys() != inner.keys():
-            unknown, missing = items.keys() - inner.keys(), inner.keys() - items.keys()
-            problem, keys = ("unknown", unknown) if unknown else ("missing", missing)
-            raise error(f"{where}: {problem} key {', '.join(map(repr, sorted(keys)))}")
-        return kind(**{k: _read(t, items[k], f"{where}.{k}", error) for k, t in inner.items()})
-    if form == "tuple":
-        items = _expect(value, list, where, error)
-        if set(map(type, items)) <= {inner}:  # token ids, mostly: not one call per number
-            return tuple(items)
-        return tuple(_read(inner, v, f"{where}[{i}]", error) for i, v in enumerate(items))
-    if form == "dict":
-        items = _expect(value, dict, where, error)
-        return {k: _read(inner, v, f"{where}.{k}", error) for k, v in items.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return _expect(value, kind, where, error)
-
-
-@cache
-def _form(kind: Any) -> tuple[str, Any]:
-    """What a field's type is made of; asked once per type, since a manifest has many fields."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:  # only `X | None` is used
-        return "optional", next(a for a in args if a is not type(None))
-    if is_dataclass(kind):
-        return "record", {f.name: f.type for f in fields(kind)}
-    if origin in (tuple, dict):
-        return origin.__name__, args[0] if origin is tuple else args[1]
-    return "plain", None
-
-
-def _expect(value: Any, kind: type, where: str, error: type[EdgeJudgeError]) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise error(f"{where}: expected {kind.__name__}, got {type(value).__name__}")
-    return value
-
-
-def canonical_json(value: dict[str, Any]) -> bytes:
-    """The one form of a document: a line per key, in order. Raises ValueError for NaN."""
-    # No indent: that form is written by Python code, ten times slower, at every start.
-    lines = [
-        f"{json.dumps(key)}: " + json.dumps(value[key], sort_keys=True, allow_nan=False)
-        for key in sorted(value)
-    ]
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
-
-
-# --- records -------------------------------------------------------------------------------------
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,18 +241,56 @@ class LabelMassRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class FidelityRecord:
-    """Runtime against the fp32 reference over `pictures` x conditions = `decisions`."""
+class FlipCount:
+    """Decisions of one rule or one picture, and how many went which way."""
 
-    calibration_set: str
+    name: str
+    decisions: int
+    unsafe_to_safe: int
+    safe_to_unsafe: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionsRecord:
+    """Bundle against fp32 reference over pictures that no choice of the export has seen.
+
+    Bounds are one-sided, 95 %, exact; `near` are decisions whose reference probability lies within
+    0.25 of the threshold. `accepted_flips` is what --accept-flips allowed instead of the limits.
+    """
+
     pictures: int
     decisions: int
     flips: int
-    flip_rate: float
-    max_probability_error: float
-    mean_probability_error: float
-    max_graph_error: float
+    flips_upper: float
+    near_decisions: int
+    near_flips: int
+    near_flips_upper: float
+    unsafe_to_safe: int
+    safe_to_unsafe: int
+    probability_error_99: float
+    probability_error_max: float
+    probability_error_mean: float
+    rules: tuple[FlipCount, ...]
+    flipped_pictures: tuple[FlipCount, ...]
+    underpowered: bool
+    accepted_flips: float | None
     label_mass: LabelMassRecord
+
+
+@dataclass(frozen=True, slots=True)
+class FidelityRecord:
+    """What the gate of the export saw.
+
+    `graph_error` is the largest |runtime - reference| on a label logit, both over the stored
+    weights. `hidden_error` is the relative rms error of hidden states at the ends of questions
+    against the fp32 weights. Random weights decide nothing: then `decisions` is null.
+    """
+
+    picture_set: str
+    calibration_pictures: int
+    graph_error: float
+    hidden_error: float
+    decisions: DecisionsRecord | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +302,7 @@ class Manifest:
     name: str
     family: str
     recipe: str
+    random_weights: bool  # made for latency alone: what it says means nothing
     spec: dict[str, Any]
     preprocessing: dict[str, Any]
     tokens: TokensRecord

@@ -5,28 +5,42 @@ with. Never imports the runtime.
 """
 
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
-from edgejudge.export.compile import CalibrationPicture, read_calibration, yes_probability
-from edgejudge.export.exporter import check_target, export, publish, seal
-from edgejudge.export.recipe import RECIPES, Recipe, recipe_named
-from edgejudge.export.reference import Reference
-from edgejudge.export.stored import Exact, Stored
+from edgejudge.export.compile import (
+    CalibrationPicture,
+    asked_about,
+    read_calibration,
+    split_pictures,
+    yes_probability,
+)
+from edgejudge.export.exporter import check_target, export, plan_of, publish, seal
+from edgejudge.export.preset import preset_checkpoint
+from edgejudge.export.recipe import DEFAULT_RECIPE, RECIPE_NAMES, Recipe, recipe_named
+from edgejudge.export.reference import Asked, Reference
+from edgejudge.export.stored import Exact, Stored, Weights
 from edgejudge.export.workplace import workplace
 
 __all__ = [
-    "RECIPES",
+    "DEFAULT_RECIPE",
+    "RECIPE_NAMES",
+    "Asked",
     "CalibrationPicture",
     "Checkpoint",
     "Exact",
     "Recipe",
     "Reference",
     "Stored",
+    "Weights",
+    "asked_about",
     "check_target",
     "export",
     "open_checkpoint",
+    "plan_of",
+    "preset_checkpoint",
     "publish",
     "read_calibration",
     "recipe_named",
     "seal",
+    "split_pictures",
     "workplace",
     "yes_probability",
 ]

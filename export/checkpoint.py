@@ -10,7 +10,8 @@ from pathlib import Path
 
 from edgejudge.bundle import ConceptRecord, PromptRecord, TokensRecord, from_json
 from edgejudge.errors import ExportError
-from edgejudge.export.weights import CheckpointWeights
+from edgejudge.export.random_weights import RandomWeights
+from edgejudge.export.weights import CheckpointWeights, Source
 from edgejudge.models.families import family_for
 from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig, read_json
@@ -59,7 +60,8 @@ class Checkpoint:
     prompt: PromptRecord
     labels: VerdictLabels
     card: JudgeCard
-    weights: CheckpointWeights
+    weights: Source
+    random_weights: bool
 
     @property
     def calibration_folder(self) -> Path | None:
@@ -76,10 +78,13 @@ class Checkpoint:
         )
 
 
-def open_checkpoint(checkpoint: str | Path, max_pixels: int | None = None) -> Checkpoint:
+def open_checkpoint(
+    checkpoint: str | Path, max_pixels: int | None = None, random_weights: bool = False
+) -> Checkpoint:
     """A folder or a Hub id, read and checked; weights are mapped, not loaded.
 
-    `max_pixels` bounds the pictures of a family that keeps their own grid.
+    `max_pixels` bounds the pictures of a family that keeps their own grid. `random_weights` are
+    made up in the shapes that the config means, in place of the folder's.
     """
     folder = _find(checkpoint)
     config = HfConfig(read_json(folder / "config.json"), str(folder / "config.json"))
@@ -89,8 +94,12 @@ def open_checkpoint(checkpoint: str | Path, max_pixels: int | None = None) -> Ch
     tokenizer = Tokenizer(folder / "tokenizer.json")
     card = _read_card(folder, family.DEFAULT_TEMPLATE)
     aliases = {family.HEAD: family.EMBEDDINGS} if spec.text.tie_word_embeddings else {}
-    weights = CheckpointWeights(folder, aliases)
-    weights.check(family.weight_names(spec))
+    names = dict(family.weight_names(spec))
+    if random_weights:
+        weights: Source = RandomWeights(names)
+    else:
+        weights = CheckpointWeights(folder, aliases)
+        weights.check(names.items())
     return Checkpoint(
         folder=folder,
         family=family,
@@ -102,6 +111,7 @@ def open_checkpoint(checkpoint: str | Path, max_pixels: int | None = None) -> Ch
         labels=label_ids(tokenizer, family.LEAD_IN, card.labels),
         card=card,
         weights=weights,
+        random_weights=random_weights,
     )
 
 

@@ -27,16 +27,24 @@ from edgejudge.bundle import (
 )
 from edgejudge.errors import ExportError
 from edgejudge.export.checkpoint import Checkpoint
-from edgejudge.export.reference import Reference
+from edgejudge.export.reference import Asked, Reference
 from edgejudge.models.concepts import known_names, knows
-from edgejudge.models.image import canary_image, preprocess
+from edgejudge.models.image import ImageSpec, canary_image, preprocess
 from edgejudge.models.prompt import Prompts
 
-__all__ = ["CalibrationPicture", "Compiler", "read_calibration", "yes_probability"]
+__all__ = [
+    "CalibrationPicture",
+    "Compiler",
+    "asked_about",
+    "read_calibration",
+    "split_pictures",
+    "yes_probability",
+]
 
 _DEFAULT_THRESHOLD = 0.5
 _CANARY_CONDITIONS = ("a cat", "a red circle", "written text")
 _GOLDEN_PICTURES = 2
+_MOST_CALIBRATION_PICTURES = 16
 _GOLDEN_CONDITIONS = 4
 
 
@@ -72,6 +80,14 @@ def read_calibration(folder: Path) -> list[CalibrationPicture]:
     return pictures
 
 
+def split_pictures(
+    pictures: list[CalibrationPicture],
+) -> tuple[list[CalibrationPicture], list[CalibrationPicture]]:
+    """Those that quantization may look at, and those held out for the gate."""
+    count = min(len(pictures) // 4, _MOST_CALIBRATION_PICTURES)
+    return pictures[:count], pictures[count:]
+
+
 def yes_probability(
     logits: NDArray[np.float64], labels: dict[str, tuple[int, ...]]
 ) -> NDArray[np.float64]:
@@ -85,8 +101,30 @@ def _golden_name(index: int) -> str:
     return f"golden-{index}.png"
 
 
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What the compiler made, ready for the manifest."""
+
+    policies: tuple[CompiledPolicy, ...]
+    canary: CanaryRecord
+    golden: tuple[GoldenRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A golden record to be, and the question that gives its logits."""
+
+    image: str | None
+    rows: int
+    cols: int
+    asked: Asked
+
+
 class Compiler:
-    """`decimals` is how far the reference's arithmetic can be reproduced on another machine."""
+    """Asks the reference everything in one run, since each run loads every weight.
+
+    `decimals` is how far the reference's arithmetic can be reproduced on another machine.
+    """
 
     def __init__(self, checkpoint: Checkpoint, stored: Reference, decimals: int) -> None:
         self._checkpoint = checkpoint
@@ -96,7 +134,37 @@ class Compiler:
             checkpoint.prompt, checkpoint.tokens.image, lambda: checkpoint.tokenizer
         )
 
-    def policy(self, policy: PolicyRecord) -> CompiledPolicy:
+    def compile(self, policies: Sequence[PolicyRecord], folder: Path, tolerance: float) -> Compiled:
+        """Policies, canary and golden vectors; golden pictures are written to `folder`."""
+        texts = list(
+            dict.fromkeys(
+                text
+                for policy in policies
+                for rule in policy.rules
+                for either in rule.conditions
+                for text in either
+            )
+        )
+        blind = Asked([self._prompts.blind_ids(text) for text in texts])
+        height, width = self._checkpoint.image.example_size
+        canary = self._wanted("canary", canary_image(height, width), self._canary_conditions())
+        wanted = [canary, *self._golden(folder)]
+        labels = self._checkpoint.labels
+        logits = self._stored.ask(
+            [w.asked for w in wanted] + [blind] * bool(texts), labels.token_ids
+        )
+        priors = {}
+        if texts:
+            found = yes_probability(logits.pop(), labels.labels)
+            priors = {t: round(float(p), self._decimals) for t, p in zip(texts, found, strict=True)}
+        records = [self._record(w, found) for w, found in zip(wanted, logits, strict=True)]
+        return Compiled(
+            policies=tuple(self._policy(policy, priors) for policy in policies),
+            canary=CanaryRecord(height, width, tolerance, records[0]),
+            golden=tuple(records[1:]),
+        )
+
+    def _policy(self, policy: PolicyRecord, priors: dict[str, float]) -> CompiledPolicy:
         thresholds: dict[str, float] = {}
         for entry in self._checkpoint.card.policies:
             if entry.policy == policy.name:
@@ -113,10 +181,12 @@ class Compiler:
             source_sha256=policy.source_sha256,
             mask="prefix and own branch, causal",
             positions="each branch continues the prefix",
-            rules=tuple(self._rule(rule, thresholds) for rule in policy.rules),
+            rules=tuple(self._rule(rule, thresholds, priors) for rule in policy.rules),
         )
 
-    def _rule(self, rule: RuleRecord, thresholds: dict[str, float]) -> CompiledRule:
+    def _rule(
+        self, rule: RuleRecord, thresholds: dict[str, float], priors: dict[str, float]
+    ) -> CompiledRule:
         threshold = rule.threshold
         if threshold is None:
             threshold = thresholds.get(rule.id, _DEFAULT_THRESHOLD)
@@ -125,68 +195,60 @@ class Compiler:
             text=rule.text,
             category=rule.category,
             threshold=threshold,
-            conditions=tuple(tuple(map(self._condition, either)) for either in rule.conditions),
+            conditions=tuple(
+                tuple(self._condition(text, priors[text]) for text in either)
+                for either in rule.conditions
+            ),
         )
 
-    def _condition(self, text: str) -> CompiledCondition:
-        checkpoint = self._checkpoint
-        logits = self._stored.score_blind(
-            [self._prompts.blind_ids(text)], checkpoint.labels.token_ids
-        )
-        prior = float(yes_probability(logits, checkpoint.labels.labels)[0])
+    def _condition(self, text: str, prior: float) -> CompiledCondition:
         return CompiledCondition(
             text=text,
             branch_ids=tuple(self._prompts.branch_ids(text)),
-            language_prior=round(prior, self._decimals),
-            known=knows(known_names(checkpoint.card.concepts), text),
+            language_prior=prior,
+            known=knows(known_names(self._checkpoint.card.concepts), text),
         )
 
-    def canary(self, tolerance: float) -> CanaryRecord:
-        """A small picture through vision, prefix and packed questions, at little cost."""
-        height, width = self._checkpoint.image.example_size
-        golden = self._golden("canary", canary_image(height, width), self._canary_conditions())
-        return CanaryRecord(height, width, tolerance, golden)
-
-    def golden(self, folder: Path) -> tuple[GoldenRecord, ...]:
-        """Whole prompts without an image, and calibration pictures, which are written to `folder`.
+    def _golden(self, folder: Path) -> list[_Wanted]:
+        """Whole prompts without an image, and calibration pictures.
 
         A checkpoint without a calibration set is checked on a second synthetic picture.
         """
         conditions = self._canary_conditions()
-        prompts = tuple(tuple(self._prompts.blind_ids(text)) for text in conditions)
-        logits = self._stored.score_blind(prompts, self._checkpoint.labels.token_ids)
-        records = [GoldenRecord(None, 0, 0, prompts, self._rounded(logits))]
+        prompts = Asked([self._prompts.blind_ids(text) for text in conditions])
+        wanted = [_Wanted(None, 0, 0, prompts)]
         calibration = self._checkpoint.calibration_folder
         if calibration is None:
             height, width = self._checkpoint.image.example_size
             drawn = canary_image(width, height)
             Image.fromarray(drawn).save(folder / _golden_name(0))
-            records.append(self._golden(_golden_name(0), drawn, conditions))
-            return tuple(records)
+            return [*wanted, self._wanted(_golden_name(0), drawn, conditions)]
         for index, picture in enumerate(read_calibration(calibration)[:_GOLDEN_PICTURES]):
             # Copied, not encoded again: a PNG's bytes depend on the version of its encoder.
             shutil.copyfile(calibration / picture.image, folder / _golden_name(index))
             texts = picture.conditions[:_GOLDEN_CONDITIONS]
-            records.append(self._golden(_golden_name(index), picture.rgb, texts))
-        return tuple(records)
+            wanted.append(self._wanted(_golden_name(index), picture.rgb, texts))
+        return wanted
 
     def _canary_conditions(self) -> tuple[str, ...]:
         names = tuple(concept.name for concept in self._checkpoint.card.concepts[:3])
         return names or _CANARY_CONDITIONS
 
-    def _golden(
-        self, image: str, rgb: NDArray[np.uint8], conditions: Sequence[str]
-    ) -> GoldenRecord:
-        seen = preprocess(rgb, self._checkpoint.image)
-        grid = (seen.rows, seen.cols)
-        self._stored.prefill(
-            self._prompts.prefix_ids(*grid),
-            self._stored.encode(seen.feeds),
-            self._prompts.prefix_positions(*grid),
-        )
-        branches = tuple(tuple(self._prompts.branch_ids(text)) for text in conditions)
-        logits = self._stored.score(branches, self._checkpoint.labels.token_ids)
-        return GoldenRecord(image, *grid, branches, self._rounded(logits))
+    def _wanted(self, image: str, rgb: NDArray[np.uint8], conditions: Sequence[str]) -> _Wanted:
+        return _Wanted(image, *asked_about(self._prompts, self._checkpoint.image, rgb, conditions))
 
-    def _rounded(self, logits: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(round(float(v), self._decimals) for v in row) for row in logits)
+    def _record(self, wanted: _Wanted, logits: NDArray[np.float64]) -> GoldenRecord:
+        rounded = tuple(tuple(round(float(v), self._decimals) for v in row) for row in logits)
+        branches = tuple(map(tuple, wanted.asked.branches))
+        return GoldenRecord(wanted.image, wanted.rows, wanted.cols, branches, rounded)
+
+
+def asked_about(
+    prompts: Prompts, image: ImageSpec, rgb: NDArray[np.uint8], conditions: Sequence[str]
+) -> tuple[int, int, Asked]:
+    """Rows and columns of a picture, and the conditions asked of it."""
+    seen = preprocess(rgb, image)
+    grid = (seen.rows, seen.cols)
+    branches = [prompts.branch_ids(text) for text in conditions]
+    asked = Asked(branches, prompts.prefix_ids(*grid), seen.feeds, prompts.prefix_positions(*grid))
+    return (*grid, asked)

@@ -1,9 +1,10 @@
 """The op vocabulary computed at once with torch, in float32 or float64: the reference.
 
 Takes weights by name; every op returns its result. One `EagerOps` holds one cache, to which causal
-attention appends. Knows no family.
+attention appends, and as many weights as its budget allows. Knows no family.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -17,18 +18,26 @@ from edgejudge.export.stored import Weights
 
 __all__ = ["EagerOps"]
 
+_BUDGET = 400_000_000  # bytes of weights kept for the next use: a decoder layer of a 3B model
+
 
 class EagerOps:
-    """Implements `Ops[Tensor]`."""
+    """Implements `Ops[Tensor]`.
+
+    `observe` is shown every linear weight's name and what it is about to be multiplied with.
+    """
 
     def __init__(
         self,
         weights: Weights,
         dtype: torch.dtype = torch.float32,
+        observe: Callable[[str, Tensor], None] | None = None,
     ) -> None:
         self._source = weights
         self._dtype = dtype
-        self._weights: dict[str, Tensor] = {}
+        self._observe = observe
+        self._weights: OrderedDict[str, Tensor] = OrderedDict()
+        self._held = 0  # bytes in them
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
 
     # --- the state of a pass ---
@@ -45,28 +54,50 @@ class EagerOps:
         return found.to(self._dtype) if found.is_floating_point() else found
 
     def plain(self, name: str) -> Tensor:
-        return self._kept(name, self._source.plain)
+        return self._kept(name, lambda: self._source.plain(name))
 
     def embed(self, name: str, ids: Tensor) -> Tensor:
-        return self._kept(f"{name} as embedding", lambda _: self._source.embedding(name))[ids]
+        return self.tensor(self._source.embedding(name, ids.tolist()))
 
-    def _kept(self, key: str, load: Callable[[str], NDArray[np.float32]]) -> Tensor:
-        if key not in self._weights:
-            self._weights[key] = self.tensor(load(key))
-        return self._weights[key]
+    def _kept(self, key: str, load: Callable[[], NDArray[np.float32]]) -> Tensor:
+        if key in self._weights:
+            return self._weights[key]
+        value = self.tensor(load())
+        while self._weights and self._held + value.nbytes > _BUDGET:
+            self._held -= self._weights.popitem(last=False)[1].nbytes
+        if value.nbytes <= _BUDGET:
+            self._weights[key] = value
+            self._held += value.nbytes
+        return value
 
     # --- the vocabulary ---
 
     def linear(
         self, x: Tensor, weight: str, bias: str | None = None, rows: tuple[int, ...] | None = None
     ) -> Tensor:
-        if rows is None:
-            matrix = self._kept(f"{weight} as matrix", lambda _: self._source.linear(weight))
-        else:
-            matrix = self._kept(
-                f"{weight} rows {rows}", lambda _: self._source.plain(weight)[list(rows)]
+        if self._observe is not None:
+            self._observe(weight, x)
+        offset = None if bias is None else self.plain(bias)
+        if rows is not None:
+            some = self._kept(
+                f"{weight} rows {rows}", lambda: self._source.exact_rows(weight, rows)
             )
-        return functional.linear(x, matrix, None if bias is None else self.plain(bias))
+            return functional.linear(x, some, offset)
+        shape = self._source.shape(weight)
+        if shape[0] * shape[1] * self._dtype.itemsize > _BUDGET:
+            # An LM head of 150,000 rows: never whole in memory.
+            blocks = (functional.linear(x, self.tensor(b)) for b in self._source.blocks(weight))
+            wide = torch.cat(list(blocks), -1)
+            return wide if offset is None else wide + offset
+        matrix = self._kept(f"{weight} as matrix", lambda: self._matrix(weight, shape))
+        return functional.linear(x, matrix, offset)
+
+    def _matrix(self, weight: str, shape: tuple[int, int]) -> NDArray[np.float32]:
+        matrix, row = np.empty(shape, np.float32), 0
+        for block in self._source.blocks(weight):
+            matrix[row : row + len(block)] = block
+            row += len(block)
+        return matrix
 
     def layer_norm(self, x: Tensor, weight: str, bias: str, eps: float) -> Tensor:
         scale = self.plain(weight)

@@ -8,7 +8,7 @@ reference, and sealing it, is fidelity's work.
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,22 +27,24 @@ from edgejudge.bundle import (
     sha256_of_file,
 )
 from edgejudge.errors import ExportError
+from edgejudge.export.blocks import Plan
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import Compiler
 from edgejudge.export.graphs import split_layers, write_graphs
+from edgejudge.export.importance import column_importance
 from edgejudge.export.ledger import Ledger
 from edgejudge.export.onnx_ops import OnnxOps
-from edgejudge.export.recipe import Recipe, recipe_named
+from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
 from edgejudge.export.reference import Reference
 from edgejudge.export.store import WeightStore
-from edgejudge.export.stored import Exact, Stored
+from edgejudge.export.stored import Stored
+from edgejudge.export.weights import row_blocks
 from edgejudge.export.workplace import workplace
 
-__all__ = ["check_target", "export", "publish", "seal"]
+__all__ = ["check_target", "export", "plan_of", "publish", "seal"]
 
 _EMBEDDINGS = "embeddings.bin"
 _TOOLS = ("edgejudge", "numpy", "onnx", "pillow", "tokenizers", "torch")
-_ROWS_AT_ONCE = 4096
 _SMALL_PARAMETERS = 200_000_000
 
 
@@ -62,30 +64,39 @@ def _precision_for(checkpoint: Checkpoint) -> _Precision:
 
 
 def export(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Checkpoint,
     out: str | Path,
-    recipe: str = "w8",
+    recipe: str = DEFAULT_RECIPE,
     layers_per_part: int | None = None,
     policies: Sequence[PolicyRecord] = (),
     force: bool = False,
-    max_pixels: int | None = None,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> Path:
     """Writes an unsealed bundle of the checkpoint into the folder `out`; gives its path.
 
     `layers_per_part` cuts the decoder into graphs of that many layers. `policies` are compiled in.
-    `force` replaces an edgejudge bundle that is already there, and nothing else.
+    `force` replaces an edgejudge bundle that is already there, and nothing else. `progress` is told
+    the share of the weights that is written.
     """
     target = Path(out).resolve()
     check_target(target, force)
-    chosen = recipe_named(recipe)
+    recipe_named(recipe)
     if layers_per_part is not None and layers_per_part < 1:
         raise ExportError(f"layers per part is {layers_per_part}, expected at least 1")
-    opened = open_checkpoint(checkpoint, max_pixels)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     with workplace(target, "partial") as partial:
         partial.mkdir(parents=True)
-        _fill(partial, opened, chosen, layers_per_part, policies)
+        _fill(partial, opened, recipe_named(recipe), layers_per_part, policies, progress)
         publish(partial, target, force)
     return target
+
+
+def plan_of(checkpoint: Checkpoint, recipe: str) -> Plan:
+    """How a recipe stores this checkpoint's weights."""
+    chosen = recipe_named(recipe)
+    kinds = kinds_of(checkpoint.family.group_of, checkpoint.spec.text.layers)
+    importance = column_importance(checkpoint) if chosen.search else {}
+    return Plan(chosen, kinds, importance.get)
 
 
 def check_target(target: Path, force: bool) -> None:
@@ -138,30 +149,33 @@ def _fill(
     recipe: Recipe,
     layers_per_part: int | None,
     policies: Sequence[PolicyRecord],
+    progress: Callable[[float], None],
 ) -> None:
     spec, family, labels = checkpoint.spec, checkpoint.family, checkpoint.labels
     ledger = Ledger(family.group_of)
-    with WeightStore(folder) as store:
+    plan = plan_of(checkpoint, recipe.name)
+    total = checkpoint.weights.parameters
+    with WeightStore(folder, lambda values: progress(min(1.0, values / total))) as store:
 
         def make_ops(name: str) -> OnnxOps:
-            return OnnxOps(name, checkpoint.weights, recipe, store, ledger)
+            return OnnxOps(name, checkpoint.weights, plan, store, ledger)
 
         parts = split_layers(spec.text.layers, layers_per_part)
         graphs, part_records = write_graphs(folder, family, spec, labels.token_ids, parts, make_ops)
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
     precision = _precision_for(checkpoint)
-    weights = (
-        Exact(checkpoint.weights) if recipe.bits is None else Stored(checkpoint.weights, recipe)
-    )
+    weights = Stored(checkpoint.weights, plan)
     reference = Reference(spec, weights, checkpoint.tokens.image, precision.dtype)
     compiler = Compiler(checkpoint, reference, precision.decimals)
+    compiled = compiler.compile(policies, folder, recipe.tolerance)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         sha256="",
         name=checkpoint.card.name,
         family=spec.family,
         recipe=recipe.name,
+        random_weights=checkpoint.random_weights,
         spec=spec.to_json(),
         preprocessing=checkpoint.image.to_json(),
         tokens=checkpoint.tokens,
@@ -170,13 +184,13 @@ def _fill(
         label_rows=labels.token_ids,
         band=checkpoint.card.band,
         concepts=checkpoint.card.concepts,
-        policies=tuple(map(compiler.policy, policies)),
+        policies=compiled.policies,
         parts=part_records,
         graphs=graphs,
         embeddings=embeddings,
         quantization=ledger.records(),
-        canary=compiler.canary(recipe.tolerance),
-        golden=compiler.golden(folder),
+        canary=compiled.canary,
+        golden=compiled.golden,
         files=_file_records(folder),
         fidelity=None,
         tools={name: importlib.metadata.version(name) for name in _TOOLS},
@@ -189,22 +203,20 @@ def _write_embeddings(
 ) -> EmbeddingsRecord:
     """The table as plain rows, which an engine maps and never loads whole."""
     name = checkpoint.family.EMBEDDINGS
-    table = checkpoint.weights(name)  # [vocab, D]
+    rows, width = checkpoint.weights.shape(name)
+    dtype = np.dtype(recipe.embeddings)
     error = square = 0.0
     with (folder / _EMBEDDINGS).open("wb") as stream:
-        for first in range(0, len(table), _ROWS_AT_ONCE):
-            rows = table[first : first + _ROWS_AT_ONCE]
-            stored = rows.astype(np.dtype(recipe.embeddings).newbyteorder("<"))
+        for some in row_blocks(rows, width):
+            exact = checkpoint.weights.rows(name, some)
+            stored = exact.astype(dtype.newbyteorder("<"))
             if not np.isfinite(stored).all():
-                raise ExportError(
-                    f"{name} holds values beyond {recipe.embeddings}; use --recipe fp32"
-                )
+                raise ExportError(f"{name} holds values beyond {dtype}; use --recipe exact")
             stream.write(stored.tobytes())
-            error += float(np.square(stored.astype(np.float32) - rows, dtype=np.float64).sum())
-            square += float(np.square(rows, dtype=np.float64).sum())
-    size = table.size * np.dtype(recipe.embeddings).itemsize
-    ledger.rounded(name, recipe.embeddings, size, error, square)
-    return EmbeddingsRecord(_EMBEDDINGS, recipe.embeddings, table.shape[0], table.shape[1])
+            error += float(np.square(stored.astype(np.float32) - exact, dtype=np.float64).sum())
+            square += float(np.square(exact, dtype=np.float64).sum())
+    ledger.rounded(name, dtype.name, rows * width * dtype.itemsize, error, square)
+    return EmbeddingsRecord(_EMBEDDINGS, dtype.name, rows, width)
 
 
 def _file_records(folder: Path) -> tuple[FileRecord, ...]:

@@ -4,7 +4,7 @@ Takes a checkpoint's weights, a recipe and a weight store; every op appends node
 `model` gives it. Weights go to the store in the recipe's precision. Knows no family.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgejudge.bundle import TensorRecord
+from edgejudge.export.blocks import Plan
 from edgejudge.export.ledger import Ledger
-from edgejudge.export.quantize import quantize
-from edgejudge.export.recipe import Recipe
 from edgejudge.export.store import Place, WeightStore
+from edgejudge.export.weights import Source, matrix_shape
 
 __all__ = ["IR_VERSION", "OPSETS", "OnnxOps"]
 
@@ -37,14 +37,14 @@ class OnnxOps:
     def __init__(
         self,
         name: str,
-        weights: Callable[[str], NDArray[np.float32]],
-        recipe: Recipe,
+        weights: Source,
+        plan: Plan,
         store: WeightStore,
         ledger: Ledger,
     ) -> None:
         self._name = name
         self._weights = weights
-        self._recipe = recipe
+        self._plan = plan
         self._store = store
         self._ledger = ledger
         self._nodes: list[onnx.NodeProto] = []
@@ -146,7 +146,12 @@ class OnnxOps:
         return key
 
     def _float(self, name: str) -> str:
-        return self._weight(name, _FLOAT_FILE, lambda: self._ledger.plain(name, self._weights))
+        return self._weight(name, _FLOAT_FILE, lambda: self._plain(name))
+
+    def _plain(self, name: str) -> NDArray[np.float32]:
+        value = self._weights(name)
+        self._ledger.plain(name, value.nbytes)
+        return value
 
     # --- the vocabulary ---
 
@@ -154,31 +159,27 @@ class OnnxOps:
         self, x: str, weight: str, bias: str | None = None, rows: tuple[int, ...] | None = None
     ) -> str:
         # A few rows of the head decide every verdict and weigh nothing: they stay exact.
-        if self._recipe.bits is None or rows is not None:
-            key = f"{weight}.T" if rows is None else f"{weight}.rows.T"
+        bits = None if rows is not None else self._plan.bits_of(weight)
+        if bits is not None:
+            return self._quantized(x, weight, bits, bias)
 
-            def transposed() -> NDArray[np.float32]:
-                matrix = self._ledger.plain(weight, self._weights, count=rows is None)
-                matrix = matrix.reshape(len(matrix), -1)
-                kept = matrix if rows is None else matrix[list(rows)]
-                return np.ascontiguousarray(kept.T)
+        def transposed() -> NDArray[np.float32]:
+            if rows is not None:
+                matrix = self._weights.rows(weight, rows)
+            else:
+                matrix = self._plain(weight).reshape(matrix_shape(self._weights, weight))
+            return np.ascontiguousarray(matrix.T)
 
-            y = self._node("MatMul", [x, self._weight(key, _FLOAT_FILE, transposed)])
-            return y if bias is None else self.add(y, self._float(bias))
-        return self._quantized(x, weight, bias)
+        key = f"{weight}.T" if rows is None else f"{weight}.rows.T"
+        y = self._node("MatMul", [x, self._weight(key, _FLOAT_FILE, transposed)])
+        return y if bias is None else self.add(y, self._float(bias))
 
-    def _quantized(self, x: str, weight: str, bias: str | None) -> str:
-        recipe, bits = self._recipe, self._recipe.bits or 0
-        file = f"weights.q{bits}.bin"
+    def _quantized(self, x: str, weight: str, bits: int, bias: str | None) -> str:
+        recipe, file = self._plan.recipe, f"weights.q{bits}.bin"
+        shape = matrix_shape(self._weights, weight)
         level_key, scale_key = f"{weight}.q{bits}", f"{weight}.q{bits}.scales"
         if self._store.get(level_key) is None:
-            matrix = self._weights(weight)
-            matrix = matrix.reshape(len(matrix), -1)
-            q = quantize(matrix, bits, recipe.block)
-            self._ledger.quantized(weight, matrix, q)
-            self._store.put(level_key, file, q.levels)
-            self._store.put(scale_key, file, q.scales)
-        shape = self._ledger.matrix_shapes[weight]
+            self._store_quantized(weight, bits, file, level_key, scale_key)
         inputs = [
             x,
             self._weight(level_key, file, _never),
@@ -196,6 +197,28 @@ class OnnxOps:
             block_size=recipe.block,
             accuracy_level=recipe.accuracy_level,
         )
+
+    def _store_quantized(
+        self, weight: str, bits: int, file: str, level_key: str, scale_key: str
+    ) -> None:
+        """The levels go to the file as they come, the scales after them."""
+        rows, inner = matrix_shape(self._weights, weight)
+        block = self._plan.recipe.block
+        blocks = -(-inner // block)
+        scales, error, square = [], 0.0, 0.0
+
+        def levels() -> Iterator[NDArray[np.uint8]]:
+            nonlocal error, square
+            for part in self._plan.quantized(self._weights, weight):
+                scales.append(part.q.scales)
+                error, square = error + part.error, square + part.square
+                yield part.q.levels
+
+        shape = (rows, blocks, block * bits // 8)
+        self._store.put_blocks(level_key, file, np.dtype(np.uint8), shape, levels())
+        self._store.put(scale_key, file, np.concatenate(scales))
+        nbytes = rows * blocks * (block * bits // 8 + 4)
+        self._ledger.quantized(weight, bits, block, nbytes, error, square)
 
     def layer_norm(self, x: str, weight: str, bias: str, eps: float) -> str:
         inputs = [x, self._float(weight), self._float(bias)]
@@ -234,7 +257,7 @@ class OnnxOps:
         return self._weight(
             f"{weight}.rows",
             _FLOAT_FILE,
-            lambda: self._ledger.plain(weight, self._weights)[rows],
+            lambda: self._plain(weight)[rows],
         )
 
     def pixel_shuffle(self, x: str, grid: int, scale: int) -> str:

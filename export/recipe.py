@@ -1,38 +1,83 @@
 """Recipes: the precision in which a bundle stores each group of weights.
 
-Takes a name; gives a `Recipe`. Knows no model: a recipe speaks of linear layers, embeddings and
-the rest.
+Takes a name; gives a `Recipe`, read from a small file in recipes/. A recipe speaks of kinds of
+weights: a group (`vision`, `connector`, `decoder`, `head`), in the decoder followed by the place of
+the layer (`first`, `middle`, `last`) and the role of the matrix (`v_proj`). Knows no model.
 """
 
-from dataclasses import dataclass
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
 
+from edgejudge.bundle import from_json
 from edgejudge.errors import ExportError
 
-__all__ = ["RECIPES", "Recipe", "recipe_named"]
+__all__ = ["DEFAULT_RECIPE", "RECIPE_NAMES", "Kinds", "Recipe", "kinds_of", "recipe_named"]
+
+DEFAULT_RECIPE = "balanced"
+RECIPE_NAMES = ("exact", "balanced", "small", "w8")
+Kinds = Callable[[str], str]  # weight name -> kind
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
+    """`bits` of linear weights by kind, the most specific pattern winning; none is float32."""
+
     name: str
-    bits: int | None  # of linear weights, in symmetric blocks along the inner axis; None is float32
-    block: int
-    # What MatMulNBits may round activations to: 1 keeps float32, 4 takes int8 blocks of one row, so
-    # that no number depends on what else is in the pass.
-    accuracy_level: int
     embeddings: str  # dtype of the embedding file
     # Allowed |runtime - reference| on a label logit, where both compute with the stored weights.
     tolerance: float
+    default_bits: int | None = None
+    bits: dict[str, int] = field(default_factory=dict)
+    block: int = 32  # weights along the inner axis that share a scale
+    # What MatMulNBits may round activations to: 1 keeps float32, 4 takes int8 blocks of one row, so
+    # that no number depends on what else is in the pass.
+    accuracy_level: int = 1
+    search: bool = False  # of the best scale of each 4-bit block
+
+    def bits_of(self, kind: str) -> int | None:
+        """Bits of a kind's weights; None is float32."""
+        if self.default_bits is None:
+            return None
+        matching = [p for p in self.bits if fnmatchcase(kind, p) or kind.startswith(f"{p}.")]
+        return self.bits[max(matching, key=len)] if matching else self.default_bits
+
+    def searches(self, bits: int) -> bool:
+        """Eight bits have levels enough: clipping gains nothing there."""
+        return self.search and bits < 8
 
 
-RECIPES = (
-    Recipe("fp32", None, 0, 0, "float32", 1e-3),
-    Recipe("w8", 8, 32, 1, "float16", 1e-3),
-    Recipe("w4", 4, 32, 1, "float16", 1e-3),
-)
+def kinds_of(group_of: Callable[[str], str], layers: int) -> Kinds:
+    """A family's groups, refined for recipes; `layers` of the decoder."""
+
+    def kind(name: str) -> str:
+        group, layer = group_of(name), _LAYER.search(name)
+        if group != "decoder" or layer is None:
+            return group
+        place = {0: "first", layers - 1: "last"}.get(int(layer[1]), "middle")
+        role = name.removesuffix(".weight").rpartition(".")[2]
+        return f"{group}.{place}.{role}"
+
+    return kind
 
 
+@cache
 def recipe_named(name: str) -> Recipe:
-    for recipe in RECIPES:
-        if recipe.name == name:
-            return recipe
-    raise ExportError(f"no recipe is called {name!r}; known: {', '.join(r.name for r in RECIPES)}")
+    if name not in RECIPE_NAMES:
+        raise ExportError(f"no recipe is called {name!r}; known: {', '.join(RECIPE_NAMES)}")
+    file = Path(__file__).parent / "recipes" / f"{name}.toml"
+    defaults: dict[str, Any] = {
+        "default_bits": None,
+        "bits": {},
+        "block": 32,
+        "accuracy_level": 1,
+        "search": False,
+    }
+    value = {**defaults, **tomllib.loads(file.read_text("utf-8")), "name": name}
+    return from_json(Recipe, value, file.name, ExportError)

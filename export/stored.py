@@ -5,51 +5,65 @@ gives the checkpoint's own values for every use, `Stored` the values that the re
 so that one reference can compute with either. Knows no family.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgejudge.export.quantize import dequantize, quantize
-from edgejudge.export.recipe import Recipe
+from edgejudge.export.blocks import Plan
+from edgejudge.export.quantize import dequantize
+from edgejudge.export.weights import Source, matrix_shape, row_blocks
 
 __all__ = ["Exact", "Stored", "Weights"]
-
-Load = Callable[[str], NDArray[np.float32]]
 
 
 class Weights(Protocol):
     def plain(self, name: str) -> NDArray[np.float32]:
         """For everything that every recipe keeps exact."""
 
-    def linear(self, name: str) -> NDArray[np.float32]:
-        """The matrix [N, K] of a whole linear layer."""
+    def shape(self, name: str) -> tuple[int, int]:
+        """[N, K] of a whole linear layer."""
 
-    def embedding(self, name: str) -> NDArray[np.float32]: ...
+    def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """That matrix as runs of its rows, in order."""
+
+    def exact_rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
+        """Some rows of a matrix, as the checkpoint has them."""
+
+    def embedding(self, name: str, ids: slice | Sequence[int]) -> NDArray[np.float32]: ...
 
 
 class Exact:
-    def __init__(self, load: Load) -> None:
-        self.plain = load
-        self.embedding = load
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.plain = source
+        self.exact_rows = source.rows
 
-    def linear(self, name: str) -> NDArray[np.float32]:
-        weight = self.plain(name)
-        return weight.reshape(len(weight), -1)
+    def embedding(self, name: str, ids: slice | Sequence[int]) -> NDArray[np.float32]:
+        return self._source.rows(name, ids)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        return matrix_shape(self._source, name)
+
+    def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        shape = self.shape(name)
+        for rows in row_blocks(*shape):
+            yield self._source.rows(name, rows).reshape(-1, shape[1])
 
 
-class Stored:
-    def __init__(self, load: Load, recipe: Recipe) -> None:
-        self.plain = load
-        self._recipe = recipe
+class Stored(Exact):
+    def __init__(self, source: Source, plan: Plan) -> None:
+        super().__init__(source)
+        self._plan = plan
 
-    def linear(self, name: str) -> NDArray[np.float32]:
-        weight = self.plain(name)
-        matrix = weight.reshape(len(weight), -1)
-        if self._recipe.bits is None:
-            return matrix
-        return dequantize(quantize(matrix, self._recipe.bits, self._recipe.block))
+    def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        if self._plan.bits_of(name) is None:
+            yield from super().blocks(name)
+            return
+        for block in self._plan.quantized(self._source, name):
+            yield dequantize(block.q)
 
-    def embedding(self, name: str) -> NDArray[np.float32]:
-        return self.plain(name).astype(self._recipe.embeddings).astype(np.float32)
+    def embedding(self, name: str, ids: slice | Sequence[int]) -> NDArray[np.float32]:
+        rows = self._source.rows(name, ids)
+        return rows.astype(self._plan.recipe.embeddings).astype(np.float32)

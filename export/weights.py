@@ -1,14 +1,14 @@
 """Weights of a checkpoint folder, one tensor at a time.
 
 Takes *.safetensors, in one file or in shards; gives float32 arrays by name. Files are mapped, so
-memory holds the tensor in hand and no more. Knows no family beyond the names it is told to expect.
+memory holds the rows in hand and no more. Knows no family beyond the names it is told to expect.
 """
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgejudge.errors import ExportError
 from edgejudge.models.hf_config import read_json
 
-__all__ = ["CheckpointWeights"]
+__all__ = ["CheckpointWeights", "Source", "matrix_shape", "row_blocks"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -24,6 +24,36 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What older versions saved beside the weights; all of it is computed from the config.
 _BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+_BLOCK_VALUES = 1 << 19  # what fits a processor's second cache, a few times over
+
+
+class Source(Protocol):
+    """Tensors by name, in float32, wherever they come from."""
+
+    @property
+    def parameters(self) -> int: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
+        """The tensor at these indices of its first axis."""
+
+    def __call__(self, name: str) -> NDArray[np.float32]: ...
+
+
+def matrix_shape(source: Source, name: str) -> tuple[int, int]:
+    """[N, K] of a weight that a linear layer multiplies with; a convolution's is flattened."""
+    first, *rest = source.shape(name)
+    return first, int(np.prod(rest))
+
+
+def row_blocks(rows: int, inner: int) -> Iterator[slice]:
+    """Runs of rows that together make the matrix, each small enough to be worked on in a cache."""
+    step = max(1, _BLOCK_VALUES // max(1, inner))
+    for first in range(0, rows, step):
+        yield slice(first, min(first + step, rows))
 
 
 class _Place(NamedTuple):
@@ -66,12 +96,20 @@ class CheckpointWeights:
                 )
 
     def __call__(self, name: str) -> NDArray[np.float32]:
+        return self.rows(name, slice(None))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._places[name].shape
+
+    def rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
         place = self._places[name]
-        raw = np.memmap(place.file, np.uint8, "r")[place.offset : place.offset + place.bytes]
+        # Mapped anew each time: pages of a map that is gone do not count as this process's memory.
+        raw = np.memmap(place.file, np.uint8, "r", place.offset, place.bytes)
         values = raw.view(_DTYPES[place.dtype]).reshape(place.shape)
+        picked = values[index if isinstance(index, slice) else list(index)]
         if place.dtype == "BF16":  # the upper half of a float32
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32)
+            return (picked.astype(np.uint32) << 16).view(np.float32)
+        return np.array(picked, np.float32)
 
     @property
     def parameters(self) -> int:

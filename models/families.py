@@ -8,7 +8,7 @@ from edgejudge.models import qwen2_5_vl, smolvlm
 from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig
 
-__all__ = ["FAMILIES", "family_for", "family_named"]
+__all__ = ["FAMILIES", "family_for", "family_named", "is_built"]
 
 FAMILIES: tuple[Family, ...] = (smolvlm, qwen2_5_vl)
 
@@ -21,6 +21,10 @@ def family_for(config: HfConfig) -> Family:
             return family
     known = ", ".join(family.FAMILY for family in FAMILIES)
     raise ExportError(f"{config.where}: 'model_type' is {found!r}, supported families: {known}")
+
+
+def is_built(name: str) -> bool:
+    return any(family.FAMILY == name for family in FAMILIES)
 
 
 def family_named(name: str) -> Family:

@@ -171,21 +171,37 @@ class Engine:
                 "stale_prefix", "this prefix was replaced by a later prefill; prefill it again"
             )
 
+    def ends(
+        self, prefix: Prefix, branches: Sequence[Sequence[int]], packed: bool = True
+    ) -> NDArray[np.float32]:
+        """Hidden states [B, D] before the final norm, at the end of each branch."""
+        self._must_hold(prefix)
+        return self._ends(branches, prefix.length, prefix.position, packed)
+
+    def label_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Hidden states [B, D] before the final norm -> label logits [B, R]."""
+        head = self._session("verdict_head")
+        with self.trace.span("verdict_head", "cpu", rows=len(hidden)):
+            (logits,) = head.run({"hidden": hidden})
+        return np.ascontiguousarray(logits, np.float32)
+
     def _branches(
         self, branches: Sequence[Sequence[int]], start: int, position: int, packed: bool
     ) -> NDArray[np.float32]:
+        return self.label_logits(self._ends(branches, start, position, packed))
+
+    def _ends(
+        self, branches: Sequence[Sequence[int]], start: int, position: int, packed: bool
+    ) -> NDArray[np.float32]:
         self._load_decoder()
-        head = self._session("verdict_head")
-        rows = np.zeros((len(branches), len(self.bundle.manifest.label_rows)), np.float32)
+        ends = np.zeros((len(branches), self.spec.text.hidden), np.float32)
         budget = self.pack_tokens if packed else 1
         total = sum(map(len, branches))
         with self.trace.span("score", "cpu", branches=len(branches), tokens=total):
             for step in pack(branches, start, position, budget):
                 hidden = self._decode(self._embed(step.ids, None), step.positions, step.bias)
-                with self.trace.span("verdict_head", "cpu", rows=len(step.ends)):
-                    (logits,) = head.run({"hidden": hidden[step.ends]})
-                rows[list(step.members)] = logits
-        return rows
+                ends[list(step.members)] = hidden[step.ends]
+        return ends
 
     def _embed(
         self, ids: NDArray[np.int64], visual: NDArray[np.float32] | None

@@ -25,7 +25,6 @@ from edgejudge.bundle import (
     FidelityRecord,
     FileRecord,
     GoldenRecord,
-    LabelMassRecord,
     Manifest,
     PolicyRecord,
     PromptRecord,
@@ -126,11 +125,12 @@ def manifest(
 ) -> Manifest:
     golden = GoldenRecord("canary", 0, 0, ((5,),), ((0.0, 0.0),))
     return Manifest(
-        schema_version=1,
+        schema_version=2,
         sha256="",
         name="fake",
         family="smolvlm",
-        recipe="fp32",
+        recipe="exact",
+        random_weights=False,
         spec={},
         preprocessing=TileSpec(
             "tiles", 16, 16, False, "LANCZOS", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -161,9 +161,7 @@ def manifest(
         files=(),
         canary=CanaryRecord(16, 16, 0.01, golden),
         golden=(),
-        fidelity=FidelityRecord(
-            "synthetic", 1, 1, 0, 0.0, 0.0, 0.0, 0.0, LabelMassRecord(1, 1.0, 1.0)
-        ),
+        fidelity=FidelityRecord("synthetic", 0, 0.0, 0.0, None),
         tools={},
     ).signed()
 

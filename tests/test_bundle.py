@@ -16,7 +16,9 @@ from edgejudge import export as exporting
 from edgejudge.bundle import (
     MANIFEST_NAME,
     Bundle,
+    DecisionsRecord,
     FidelityRecord,
+    FlipCount,
     LabelMassRecord,
     Manifest,
     PolicyRecord,
@@ -29,7 +31,31 @@ from edgejudge.bundle import (
 from edgejudge.errors import BundleError
 from edgejudge.runtime import Engine
 
-REPORT = FidelityRecord("none", 1, 1, 0, 0.0, 0.0, 0.0, 1e-6, LabelMassRecord(1, 0.5, 0.5))
+REPORT = FidelityRecord(
+    "none",
+    0,
+    1e-6,
+    0.0,
+    DecisionsRecord(
+        pictures=1,
+        decisions=1,
+        flips=0,
+        flips_upper=1.0,
+        near_decisions=0,
+        near_flips=0,
+        near_flips_upper=1.0,
+        unsafe_to_safe=0,
+        safe_to_unsafe=0,
+        probability_error_99=0.0,
+        probability_error_max=0.0,
+        probability_error_mean=0.0,
+        rules=(FlipCount("p.r", 1, 0, 0),),
+        flipped_pictures=(),
+        underpowered=True,
+        accepted_flips=None,
+        label_mass=LabelMassRecord(1, 0.5, 0.5),
+    ),
+)
 POLICY = PolicyRecord(
     "p", "1", "a" * 64, "b" * 64, (RuleRecord("r", "No knives", "weapons", None, (("a knife",),)),)
 )
@@ -130,7 +156,7 @@ def test_spec_and_preprocessing_are_as_strict(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.update(schema_version=2), "schema version 2"),
+        (lambda v: v.update(schema_version=1), "schema version 1"),
         (lambda v: v.update(schema_version=True), "schema_version: expected int, got bool"),
         (lambda v: v.update(name=3), "name: expected str, got int"),
         (lambda v: v.update(band="0.1"), "band: expected float, got str"),

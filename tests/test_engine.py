@@ -25,10 +25,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One checkpoint as fp32 and w8, and as fp32 in parts of one layer each."""
     root = tmp_path_factory.mktemp("engine")
     tiny.make_checkpoint(root / "checkpoint")
-    export(root / "checkpoint", root / "fp32", recipe="fp32")
+    export(root / "checkpoint", root / "exact", recipe="exact")
     export(root / "checkpoint", root / "w8", recipe="w8")
-    export(root / "checkpoint", root / "parts", recipe="fp32", layers_per_part=1)
-    return {name: root / name for name in ("fp32", "w8", "parts")}
+    export(root / "checkpoint", root / "parts", recipe="exact", layers_per_part=1)
+    return {name: root / name for name in ("exact", "w8", "parts")}
 
 
 def open_engine(folder: Path, **options: int) -> Engine:
@@ -53,7 +53,7 @@ def make_prefix(engine: Engine, views: int, seed: int = 0) -> tuple[list[int], n
 texts = st.lists(st.integers(50, 400), min_size=1, max_size=14)
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "w8"])
+@pytest.mark.parametrize("recipe", ["exact", "w8"])
 @given(branches=st.lists(texts, min_size=1, max_size=9), budget=st.integers(1, 40), data=st.data())
 @SLOW
 def test_packed_is_separate_in_any_order(
@@ -74,7 +74,7 @@ def test_packed_is_separate_in_any_order(
     assert np.abs(difference).max() < BAND
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "w8"])
+@pytest.mark.parametrize("recipe", ["exact", "w8"])
 @given(chunk=st.integers(1, 60), views=st.integers(1, 3))
 @SLOW
 def test_chunked_is_whole(engines: dict[str, Engine], recipe: str, chunk: int, views: int) -> None:
@@ -91,7 +91,7 @@ def test_chunked_is_whole(engines: dict[str, Engine], recipe: str, chunk: int, v
 
 
 def test_parts_are_the_whole(engines: dict[str, Engine]) -> None:
-    whole, parts = engines["fp32"], engines["parts"]
+    whole, parts = engines["exact"], engines["parts"]
     assert len(parts.bundle.manifest.parts) == parts.spec.text.layers
     branches = [[70, 71], [80]]
     a = whole.score(whole.prefill(*make_prefix(whole, 2)), branches)
@@ -101,7 +101,7 @@ def test_parts_are_the_whole(engines: dict[str, Engine]) -> None:
 
 def test_a_fork_is_a_fresh_prefill(engines: dict[str, Engine], folders: dict[str, Path]) -> None:
     """Many packs over one kept prefix leave nothing behind, and another image replaces it."""
-    engine = engines["fp32"]
+    engine = engines["exact"]
     ids, visual = make_prefix(engine, 1)
     prefix = engine.prefill(ids, visual)
     first = engine.score(prefix, [[70, 71, 72]])
@@ -109,7 +109,7 @@ def test_a_fork_is_a_fresh_prefill(engines: dict[str, Engine], folders: dict[str
     assert np.array_equal(engine.score(prefix, [[70, 71, 72]]), first)
     other_ids, other = make_prefix(engine, 1, seed=1)
     assert not np.allclose(engine.score(engine.prefill(other_ids, other), [[70, 71, 72]]), first)
-    fresh = open_engine(folders["fp32"])
+    fresh = open_engine(folders["exact"])
     again = fresh.score(fresh.prefill(ids, visual), [[70, 71, 72]])
     assert np.abs(again - first).max() < LOGIT_BAND  # the other engine may cut its chunks otherwise
     with pytest.raises(InputError, match="prefill it again"):
@@ -124,7 +124,7 @@ def test_blind_prompts_do_not_see_each_other(engines: dict[str, Engine]) -> None
 
 
 def test_the_cache_grows_between_buckets(engines: dict[str, Engine]) -> None:
-    engine = engines["fp32"]
+    engine = engines["exact"]
     buckets = engine.bundle.graph("cpu", "decoder", 0).kv.length_buckets  # type: ignore[union-attr]
     long = [60 + i % 300 for i in range(buckets[0] + 40)]
     whole = engine.score(engine.prefill(long), [[70, 71]])
@@ -140,7 +140,7 @@ def test_label_rows_are_rows_of_the_full_head(engines: dict[str, Engine]) -> Non
         rows = engine.score(prefix, [[70, 71]])[0]
         full = engine.full_logits(prefix, [70, 71])
         assert len(full) == engine.spec.text.vocab
-        band = LOGIT_BAND if engine.bundle.manifest.recipe == "fp32" else 0.2
+        band = LOGIT_BAND if engine.bundle.manifest.recipe == "exact" else 0.2
         assert np.abs(full[list(engine.bundle.manifest.label_rows)] - rows).max() < band
 
 
@@ -152,7 +152,7 @@ def test_verdicts_never_load_the_full_head(folders: dict[str, Path]) -> None:
 
 
 def test_probabilities_join_variants(engines: dict[str, Engine]) -> None:
-    engine = engines["fp32"]
+    engine = engines["exact"]
     labels = engine.bundle.manifest.labels
     logits = np.zeros((1, len(engine.bundle.manifest.label_rows)), np.float32)
     expected = len(labels["yes"]) / (len(labels["yes"]) + len(labels["no"]))
@@ -165,7 +165,7 @@ def test_probabilities_join_variants(engines: dict[str, Engine]) -> None:
 
 
 def test_image_tokens_and_visual_tokens_must_agree(engines: dict[str, Engine]) -> None:
-    engine = engines["fp32"]
+    engine = engines["exact"]
     ids, visual = make_prefix(engine, 1)
     with pytest.raises(ValueError, match="visual tokens"):
         engine.prefill(ids, visual[:-1])

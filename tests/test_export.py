@@ -15,7 +15,7 @@ import torch
 
 import tiny
 from edgejudge import export as exporting
-from edgejudge.bundle import Bundle, PolicyRecord, RuleRecord, read_manifest
+from edgejudge.bundle import SCHEMA_VERSION, Bundle, PolicyRecord, RuleRecord, read_manifest
 from edgejudge.errors import ExportError
 from edgejudge.export.checkpoint import open_checkpoint
 from edgejudge.export.onnx_ops import IR_VERSION, OPSETS
@@ -70,7 +70,7 @@ def graph_error_of(folder: Path) -> float:
     return graph_error(bundle, Engine.open(bundle, threads=1))
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "w8", "w4"])
+@pytest.mark.parametrize("recipe", ["exact", "w8", "small"])
 def test_a_rebuild_gives_the_same_bytes(checkpoint: Path, tmp_path: Path, recipe: str) -> None:
     first = exporting.export(checkpoint, tmp_path / "a", recipe, policies=[POLICY])
     second = exporting.export(str(checkpoint), tmp_path / "b", recipe, policies=[POLICY])
@@ -82,7 +82,7 @@ def test_a_rebuild_gives_the_same_bytes(checkpoint: Path, tmp_path: Path, recipe
         ("weights.f32.bin",)
     }
     errors = [q.relative_rms_error for q in manifest.quantization]
-    assert max(errors) < {"fp32": 1e-9, "w8": 0.01, "w4": 0.15}[recipe]
+    assert max(errors) < {"exact": 1e-9, "w8": 0.01, "small": 0.15}[recipe]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_rebuild_gives_the_same_bytes(checkpoint: Path, tmp_path: Path, recipe
 )
 def test_graphs_equal_the_reference(tmp_path: Path, variant: dict[str, Any]) -> None:
     folder = tiny.make_checkpoint(tmp_path / "checkpoint", text_layers=2, **variant)
-    bundle = exporting.export(folder, tmp_path / "bundle", "fp32", layers_per_part=1)
+    bundle = exporting.export(folder, tmp_path / "bundle", "exact", layers_per_part=1)
     assert [(p.first_layer, p.last_layer) for p in read_manifest(bundle).parts] == [(0, 0), (1, 1)]
     assert graph_error_of(bundle) < 1e-4
     # No card: the family's own question, a generalist, one golden picture that is drawn.
@@ -175,7 +175,7 @@ def test_force_replaces_a_bundle_of_another_version(checkpoint: Path, tmp_path: 
     target = exporting.export(checkpoint, tmp_path / "out")
     change_json(target / "bundle.json", lambda v: v.update(schema_version=0))
     exporting.export(checkpoint, target, force=True)
-    assert read_manifest(target).schema_version == 1
+    assert read_manifest(target).schema_version == SCHEMA_VERSION
 
 
 def test_a_failed_export_leaves_nothing(
@@ -310,7 +310,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     data[-4:] = np.float32(np.nan).tobytes()
     path.write_bytes(data)
     with pytest.raises(ExportError, match="not finite"):
-        exporting.export(folder, tmp_path / "out", "fp32")
+        exporting.export(folder, tmp_path / "out", "exact")
 
 
 def test_unknown_recipes_checkpoints_and_hub_ids_are_refused(
@@ -322,7 +322,7 @@ def test_unknown_recipes_checkpoints_and_hub_ids_are_refused(
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ExportError, match="known: fp32, w8, w4"):
+    with pytest.raises(ExportError, match="known: exact, balanced, small, w8"):
         exporting.export(checkpoint, tmp_path / "out", "w3")
     with pytest.raises(ExportError, match="no such folder; give a checkpoint"):
         exporting.export(tmp_path / "nowhere", tmp_path / "out")

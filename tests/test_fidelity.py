@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,9 +19,9 @@ from edgejudge import export as exporting
 from edgejudge import fidelity
 from edgejudge.bundle import Bundle, FileRecord, read_manifest, sha256_of_file
 from edgejudge.cli import main
-from edgejudge.errors import BundleError, ExportError
-from edgejudge.export import yes_probability
+from edgejudge.errors import BundleError, ExportError, FidelityError
 from edgejudge.fidelity import export_bundle, graph_error
+from edgejudge.gate import Tally
 from edgejudge.onnx_files import external_locations
 from edgejudge.runtime import Engine
 from test_export import CALIBRATION, POLICY, digests, write_calibration
@@ -38,17 +39,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sealed_bundle_carries_its_report(checkpoint: Path, tmp_path: Path) -> None:
     steps: list[str] = []
-    manifest = export_bundle(checkpoint, tmp_path / "out", progress=steps.append)
+    manifest = export_bundle(
+        checkpoint, tmp_path / "out", progress=lambda what, _: steps.append(what)
+    )
     bundle = Bundle.open(tmp_path / "out", fingerprint=manifest.sha256, verify=True)
     assert bundle.sealed and bundle.manifest == manifest
     report = manifest.fidelity
-    assert report is not None
-    assert (report.calibration_set, report.pictures) == ("calibration", len(CALIBRATION))
-    assert report.decisions == sum(len(texts) for _, texts in CALIBRATION)
-    assert 0 < report.mean_probability_error <= report.max_probability_error < 0.1
-    assert report.max_graph_error <= 1e-4
-    assert 0 < report.label_mass.minimum <= report.label_mass.mean < 1
-    assert steps[-1] == "comparing decisions, picture 2 of 2"
+    assert report is not None and report.decisions is not None
+    found = report.decisions
+    assert (report.picture_set, found.pictures) == ("calibration", len(CALIBRATION))
+    assert report.calibration_pictures == 0, "two pictures are too few to spare one"
+    assert found.decisions == sum(len(texts) for _, texts in CALIBRATION)
+    assert 0 < found.probability_error_mean <= found.probability_error_max < 0.2
+    assert 0 < report.hidden_error < 0.2 and report.graph_error <= 1e-4
+    assert 0 < found.label_mass.minimum <= found.label_mass.mean < 1
+    assert found.underpowered and found.flips_upper > 0.005 and found.accepted_flips is None
+    assert steps[-1] == "comparing decisions with the reference"
     export_bundle(checkpoint, tmp_path / "again")
     assert digests(tmp_path / "out") == digests(tmp_path / "again")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "out"]
@@ -56,32 +62,47 @@ def test_a_sealed_bundle_carries_its_report(checkpoint: Path, tmp_path: Path) ->
 
 def test_without_a_calibration_set_pictures_are_drawn(tmp_path: Path) -> None:
     folder = tiny.make_checkpoint(tmp_path / "checkpoint", text_layers=1, tiling=False)
-    report = export_bundle(folder, tmp_path / "out", "fp32", policies=[POLICY]).fidelity
-    assert report is not None and report.calibration_set == "synthetic"
-    assert (report.pictures, report.decisions, report.flips) == (8, 8 * 5, 0)
-    assert report.max_probability_error <= 1e-3
+    report = export_bundle(folder, tmp_path / "out", "exact", policies=[POLICY]).fidelity
+    assert report is not None and report.picture_set == "synthetic"
+    found = report.decisions
+    assert found is not None
+    assert (found.pictures, found.decisions, found.flips) == (8, 8 * 5, 0)
+    assert found.probability_error_max <= 1e-3
+    # Every condition is asked by one rule of the policy, on every picture.
+    assert {count.name: count.decisions for count in found.rules} == {
+        f"kitchen.{rule.id}": 8 * sum(map(len, rule.conditions)) for rule in POLICY.rules
+    }
 
 
 def test_too_many_flips_leave_no_bundle(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything_flips = {text: 1.1 for _, texts in CALIBRATION for text in texts}
+    """Four bits of a random checkpoint, where thresholds lie between reference and bundle."""
+    everywhere = {text: 0.5 for _, texts in CALIBRATION for text in texts}
+    seen: list[Any] = []
+    add = Tally.add
 
-    def contrary(*args: Any) -> Any:
-        calls.append(1)
-        value = yes_probability(*args)
-        # The runtime is asked first, the reference second: only the first answer is moved.
-        return value + 1.2 if len(calls) % 2 else value
+    def between(self: Tally, *args: Any) -> None:
+        picture, rules, found, wanted, _ = args
+        seen.append((found, wanted))
+        add(self, picture, rules, found, wanted, (found + wanted) / 2)
 
-    calls: list[int] = []
-    monkeypatch.setattr(fidelity, "_thresholds", lambda _: everything_flips)
-    monkeypatch.setattr(exporting, "yes_probability", contrary)
-    with pytest.raises(ExportError, match=r"3 of 3 decisions differ .*--max-flip-rate"):
-        export_bundle(checkpoint, tmp_path / "out")
+    monkeypatch.setattr(fidelity, "_rules", lambda _: ({"a knife": ("p.r",)}, everywhere))
+    monkeypatch.setattr(Tally, "add", between)
+    with pytest.raises(FidelityError, match="3 of 3 decisions flip") as refused:
+        export_bundle(checkpoint, tmp_path / "out", "small")
     assert list(tmp_path.iterdir()) == []
-    calls.clear()
-    report = export_bundle(checkpoint, tmp_path / "out", max_flip_rate=1.0).fidelity
-    assert report is not None and (report.flips, report.flip_rate) == (3, 1.0)
+    # The groups are named with their bits, the one that moves most first.
+    assert re.search(r"move most by \w+ in [48] bits \(\d\.\d+\)", str(refused.value))
+    assert "--recipe w8" in str(refused.value) and "--accept-flips" in str(refused.value)
+    report = export_bundle(checkpoint, tmp_path / "out", "small", accept_flips=1.0).fidelity
+    assert report is not None and report.decisions is not None
+    found = report.decisions
+    assert (found.flips, found.accepted_flips) == (3, 1.0)
+    assert found.unsafe_to_safe + found.safe_to_unsafe == 3
+    assert [count.name for count in found.rules] == ["p.r"]
+    assert sum(c.unsafe_to_safe + c.safe_to_unsafe for c in found.flipped_pictures) == 3
+    assert (seen[0][0] != seen[0][1]).all()
 
 
 def test_a_wrong_graph_is_never_sealed(
@@ -94,14 +115,14 @@ def test_a_wrong_graph_is_never_sealed(
         OnnxOps, "rms_norm", lambda self, x, weight, eps: rms_norm(self, x, weight, eps * 1000)
     )
     with pytest.raises(ExportError, match="off the reference over the same weights"):
-        export_bundle(checkpoint, tmp_path / "out", "fp32", max_flip_rate=1.0)
+        export_bundle(checkpoint, tmp_path / "out", "exact", accept_flips=1.0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_graph_that_gives_no_numbers_is_infinitely_wrong(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    folder = exporting.export(checkpoint, tmp_path / "out", "fp32")
+    folder = exporting.export(checkpoint, tmp_path / "out", "exact")
     bundle = Bundle.open(folder, unsealed=True)
     engine = Engine.open(bundle, threads=1)
     assert graph_error(bundle, engine) < 1e-4
@@ -120,12 +141,14 @@ def test_the_command_exports_and_reports(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["export", str(checkpoint), "--out", str(out), "--recipe", "fp32"]
+    arguments = ["export", str(checkpoint), "--out", str(out), "--recipe", "exact"]
     assert main([*arguments, "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     manifest = read_manifest(out)
-    assert result["fingerprint"] == manifest.sha256 and result["fidelity"]["flips"] == 0
+    assert (
+        result["fingerprint"] == manifest.sha256 and result["fidelity"]["decisions"]["flips"] == 0
+    )
     assert result["bytes"] == sum(f.bytes for f in manifest.files)
     assert "comparing decisions" in captured.err
     # Every built-in policy is compiled in, unless others are asked for.
@@ -139,7 +162,7 @@ def test_the_command_exports_and_reports(
 def test_a_sealed_bundle_screens_a_picture(checkpoint: Path, tmp_path: Path) -> None:
     from edgejudge import Judge
 
-    export_bundle(checkpoint, tmp_path / "out", "fp32", policies=[POLICY])
+    export_bundle(checkpoint, tmp_path / "out", "exact", policies=[POLICY])
     verdict = Judge.load(tmp_path / "out", threads=1).screen(np.zeros((40, 30, 3), np.uint8))
     assert verdict.error is None and verdict.verdict in ("safe", "unsafe", "uncertain")
 
@@ -164,7 +187,7 @@ def test_references_that_leave_the_weight_files_are_refused(
     checkpoint: Path, tmp_path: Path, location: str, nested: bool
 ) -> None:
     """Also where the manifest was forged to match, and from inside a subgraph."""
-    folder = exporting.export(checkpoint, tmp_path / "out", "fp32")
+    folder = exporting.export(checkpoint, tmp_path / "out", "exact")
     path = folder / "cpu.vision.onnx"
     model = onnx.load(str(path), load_external_data=False)
     tensor = next(t for t in model.graph.initializer if t.external_data)

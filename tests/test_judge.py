@@ -43,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_layers=2,
     )
     record = Policy.from_yaml(POLICY).record()
-    export_bundle(checkpoint, folder / "bundle", recipe="fp32", policies=[record])
+    export_bundle(checkpoint, folder / "bundle", recipe="exact", policies=[record])
     return folder / "bundle"
 
 

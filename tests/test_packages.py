@@ -22,6 +22,7 @@ LEAVES = {
     "edgejudge.errors",
     "edgejudge.hub_cache",
     "edgejudge.manifest",
+    "edgejudge.strict_json",
     "edgejudge.onnx_files",
 }
 # The gate and its command: the only modules that see both sides, and only inside functions.

@@ -20,7 +20,7 @@ from edgejudge.profiling import Percentiles, peak_rss_mib, profile
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("profiling")
     checkpoint = tiny.make_checkpoint(root / "checkpoint", card=tiny.make_card())
-    export_bundle(checkpoint, root / "bundle")
+    export_bundle(checkpoint, root / "bundle", "exact")
     return root / "bundle"
 
 

@@ -5,10 +5,13 @@ weights are drawn at std 0.2, with noise in norms and biases.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIALS = (
@@ -27,6 +30,26 @@ _CORPUS = [
     "Is the following visible in this image: a dog? Answer Yes or No.\n\nyes no Yes No",
     " yes no, the knife of a cat is visible in the image",
 ]
+
+
+class Held:
+    """Arrays in memory as a source of weights."""
+
+    def __init__(self, arrays: dict[str, NDArray[np.float32]]) -> None:
+        self.arrays = arrays
+
+    @property
+    def parameters(self) -> int:
+        return sum(a.size for a in self.arrays.values())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.arrays[name].shape
+
+    def rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
+        return self.arrays[name][index if isinstance(index, slice) else list(index)]
+
+    def __call__(self, name: str) -> NDArray[np.float32]:
+        return self.arrays[name]
 
 
 def make_tokenizer(path: Path, specials: tuple[str, ...] = SPECIALS) -> Tokenizer:

@@ -33,9 +33,7 @@ class Losses:
             [[1.0] * len(n) + [0.0] * (width - len(n)) for n in names], device=device
         )
 
-    def visual_tokens(
-        self, pixels: torch.Tensor, kept: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def visual_tokens(self, pixels: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """uint8 [N, 3, S, S] -> [N, T, D]; with `kept` [N, K], indices of visual tokens, the tower
         sees the patches of those alone -> [N, K, D].
 

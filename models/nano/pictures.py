@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from concepts import CONCEPTS, SHIPPABLE
 from scene import Scene, Stage
-from words import ask
 
 CALIBRATION_SIZE = (256, 192)
 SAMPLES = (  # name, (width, height), concepts that must be in it and no other
@@ -30,7 +29,7 @@ SAMPLES = (  # name, (width, height), concepts that must be in it and no other
 
 
 def calibration(stage: Stage, folder: Path, count: int) -> None:
-    """`count` pictures, each with eight questions whose answers are known."""
+    """`count` pictures, each asked about every concept whose answer is known."""
     questions = []
     for i in range(count):
         rng = np.random.default_rng([71, i])
@@ -39,7 +38,7 @@ def calibration(stage: Stage, folder: Path, count: int) -> None:
         scene.image.save(folder / name, optimize=True)
         asked = [
             {"text": CONCEPTS[c].phrase, "label": int(scene.present[c])}
-            for c in ask(rng, scene.present, 8)
+            for c in rng.permutation(np.flatnonzero(scene.present >= 0))
         ]
         questions.append({"image": name, "conditions": asked})
     (folder / "questions.json").write_text(json.dumps(questions, indent=1) + "\n")

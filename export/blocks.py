@@ -1,0 +1,81 @@
+"""A weight through its quantization, a few rows at a time and on every core.
+
+Takes a source and a recipe; gives the quantized rows in order, with how far they moved. Memory
+holds the rows in hand and what came of the rows before. Knows no graph and no file.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.export.quantize import Quantized, dequantize, quantize
+from edgejudge.export.recipe import Kinds, Recipe
+from edgejudge.export.weights import Source, matrix_shape, row_blocks
+
+__all__ = ["Plan", "QuantizedRows"]
+
+Importance = Callable[[str], NDArray[np.float32] | None]  # weight name -> [K], where it is known
+
+
+class QuantizedRows(NamedTuple):
+    rows: slice
+    q: Quantized
+    error: float  # sum of squares of what the rows moved by
+    square: float  # and of the rows themselves
+
+
+class Plan:
+    """How each weight is stored: the recipe's precision, and which columns matter most."""
+
+    def __init__(
+        self, recipe: Recipe, kinds: Kinds, importance: Importance = lambda _: None
+    ) -> None:
+        self.recipe = recipe
+        self._kinds = kinds
+        self._importance = importance
+        self._chosen: tuple[str, int] | None = None
+
+    def bits_of(self, name: str) -> int | None:
+        """Bits of a linear weight; None is float32."""
+        kind = self._kinds(name)
+        bits = self.recipe.bits_of(kind)
+        if self._chosen is not None and self._chosen != (kind.partition(".")[0], bits):
+            return None
+        return bits
+
+    def only(self, group: str, bits: int) -> "Plan":
+        """The same for one group in so many bits, everything else as the checkpoint has it."""
+        plan = Plan(self.recipe, self._kinds, self._importance)
+        plan._chosen = (group, bits)
+        return plan
+
+    def quantized(self, source: Source, name: str) -> Iterator[QuantizedRows]:
+        """The rows of a linear weight, in order."""
+        bits = self.bits_of(name)
+        if bits is None:
+            raise ValueError(f"{name} is not quantized by recipe {self.recipe.name}")
+        shape = matrix_shape(source, name)
+        importance = self._importance(name)
+
+        def one(rows: slice) -> QuantizedRows:
+            block = source.rows(name, rows)
+            block = block.reshape(len(block), -1)
+            search = self.recipe.searches(bits)
+            q = quantize(block, bits, self.recipe.block, search, importance)
+            return QuantizedRows(rows, q, _square(dequantize(q) - block), _square(block))
+
+        blocks = list(row_blocks(*shape))
+        if len(blocks) == 1:  # most weights of a small model: no thread is worth it
+            yield one(blocks[0])
+            return
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            yield from pool.map(one, blocks)
+
+
+def _square(values: NDArray[np.float32]) -> float:
+    """Summed in float64: the figure is part of a manifest that every machine must write alike."""
+    return float(np.square(values, dtype=np.float64).sum())
