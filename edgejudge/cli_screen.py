@@ -50,6 +50,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--fingerprint", metavar="SHA256", help="refuse the bundle unless its manifest has this"
     )
     parser.add_argument("--verify", action="store_true", help="hash every file of the bundle again")
+    parser.add_argument(
+        "--allow-random",
+        action="store_true",
+        help="judge with a bundle of random weights, whose verdicts mean nothing",
+    )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
     parser.add_argument(
@@ -108,7 +113,13 @@ def run(args: argparse.Namespace) -> int:
     if not paths:
         folders = ", ".join(args.paths)
         raise InputError("empty", f"no files in {folders}; give a picture or a folder with some")
-    judge = Judge.load(args.bundle, args.fingerprint, threads=args.threads, verify=args.verify)
+    judge = Judge.load(
+        args.bundle,
+        args.fingerprint,
+        threads=args.threads,
+        verify=args.verify,
+        allow_random=args.allow_random,
+    )
     # A malformed policy stops the run here, before a results file is made.
     plan = judge.plan(args.policy)
     for note in plan.notes:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle
 from edgejudge.decision import decide_picture, decide_rule
-from edgejudge.errors import InputError, ProviderError
+from edgejudge.errors import BundleError, InputError, ProviderError
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits, decode, read_bytes
 from edgejudge.models.image import image_spec, preprocess
 from edgejudge.models.prompt import Prompts
@@ -89,16 +89,23 @@ class Judge:
         threads: int | None = None,
         verify: bool = False,
         limits: Limits = DEFAULT_LIMITS,
+        allow_random: bool = False,
     ) -> Self:
         """A judge from a bundle folder, or the one that ships with the package.
 
         `fingerprint` pins the manifest against tampering, `verify` hashes every file again.
-        Raises BundleError for a bundle that is missing, damaged or not the one that was pinned.
+        Raises BundleError for a bundle that is missing, damaged or not the one that was pinned, and
+        for one with random weights unless `allow_random` says that its verdicts are not wanted.
         """
         from edgejudge.runtime import Engine
 
         folder = default_bundle() if path is None else Path(path)
         bundle = Bundle.open(folder, fingerprint=fingerprint, verify=verify)
+        if bundle.manifest.random_weights and not allow_random:
+            raise BundleError(
+                f"{folder}: its weights are random, made to measure latency, so a verdict of it "
+                "would mean nothing; give a bundle of a real checkpoint, or --allow-random"
+            )
         return cls(bundle, Engine.open(bundle, threads=threads), limits)
 
     @overload

@@ -114,7 +114,7 @@ def profile(
         if picture is None:
             _write_png(path, canary_image(1080, 1920))
         began = time.perf_counter()
-        judge = Judge.load(bundle)
+        judge = Judge.load(bundle, allow_random=True)
         verdict = judge.screen(path, policy=policy)
         first_ms = (time.perf_counter() - began) * 1e3
         if verdict.error is not None:
@@ -184,6 +184,7 @@ def _cold_process_ms(bundle: str | None, policy: str, picture: Path) -> float:
         "-m",
         "edgejudge",
         "screen",
+        "--allow-random",
         str(picture),
         "--policy",
         policy,

@@ -38,12 +38,13 @@ POLICY = PolicyRecord(
 )
 
 
-def write_calibration(folder: Path) -> None:
+def write_calibration(folder: Path, times: int = 1) -> None:
     from PIL import Image
 
     folder.mkdir()
     questions = []
-    for index, (name, texts) in enumerate(CALIBRATION):
+    entries = [(f"{n}-{name}" if n else name, t) for n in range(times) for name, t in CALIBRATION]
+    for index, (name, texts) in enumerate(entries):
         Image.fromarray(canary_image(30 + index, 50)).save(folder / name)
         conditions = [{"text": text, "label": 0} for text in texts]
         questions.append({"image": name, "conditions": conditions})

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgejudge.export.onnx_ops import IR_VERSION, OPSETS
-from edgejudge.export.quantize import dequantize, quantize
+from edgejudge.export.quantize import Quantized, dequantize, quantize
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -36,12 +36,57 @@ def test_round_trip_error_is_half_a_step(
     assert (again.levels == q.levels).all()
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 40),
+    inner=st.integers(1, 100),
+    seed=st.integers(0, 2**16),
+    weighted=st.booleans(),
+    cut=st.integers(0, 40),
+)
+def test_a_search_never_does_worse_and_knows_no_other_rows(
+    rows: int, inner: int, seed: int, weighted: bool, cut: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_t(3, (rows, inner)).astype(np.float32)
+    importance = rng.gamma(1.0, 1.0, inner).astype(np.float32) if weighted else None
+    plain = quantize(weight, 4, 32)
+    found = quantize(weight, 4, 32, search=True, importance=importance)
+    cost = np.ones(inner) if importance is None else importance
+
+    def error(q: Quantized) -> NDArray[np.float64]:
+        """Of each block, so that none pays for another."""
+        squares = np.zeros((rows, q.scales.shape[1] * 32))
+        squares[:, :inner] = (dequantize(q) - weight).astype(np.float64) ** 2 * cost
+        return squares.reshape(rows, -1, 32).sum(-1)
+
+    assert (error(found) <= error(plain) * (1 + 1e-4) + 1e-9).all()
+    parts = [
+        quantize(part, 4, 32, search=True, importance=importance)
+        for part in (weight[:cut], weight[cut:])
+        if len(part)
+    ]
+    assert (np.concatenate([p.levels for p in parts]) == found.levels).all()
+    assert (np.concatenate([p.scales for p in parts]) == found.scales).all()
+
+
+def test_a_search_gains_on_what_outliers_spoil() -> None:
+    weight = np.random.default_rng(0).standard_t(4, (64, 256)).astype(np.float32)
+    errors = [
+        float(np.square(dequantize(quantize(weight, 4, 32, search)) - weight).sum())
+        for search in (False, True)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("search", [False, True])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_the_operator_computes_what_dequantize_says(bits: int) -> None:
+def test_the_operator_computes_what_dequantize_says(bits: int, search: bool) -> None:
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(48, 80)).astype(np.float32)
     x = rng.normal(size=(7, 80)).astype(np.float32)
-    q = quantize(weight, bits, 32)
+    q = quantize(weight, bits, 32, search)
+    assert not search or (q.scales < 0).any()
     node = helper.make_node(
         "MatMulNBits",
         ["x", "w", "s"],
