@@ -6,6 +6,7 @@ reference. The export itself, and the gate it has to pass, are edgejudge.fidelit
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -43,11 +44,18 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="precision of the weights: float32, four bits with eight where judges are sensitive, "
         "four in the whole decoder, or eight everywhere (default: balanced)",
     )
-    parser.add_argument(
-        "--layers-per-part",
+    cut = parser.add_mutually_exclusive_group()
+    cut.add_argument(
+        "--parts",
         type=int,
         metavar="N",
-        help="decoder layers per graph (default: all in one)",
+        help="cut the decoder into so many graphs of about equal weight (default: one)",
+    )
+    cut.add_argument(
+        "--part-bytes",
+        type=_size,
+        metavar="SIZE",
+        help="cut it into as few graphs as keep the weights of each under this, like 1GiB",
     )
     parser.add_argument(
         "--max-pixels",
@@ -85,6 +93,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def _size(text: str) -> int:
+    """Bytes of `1GiB`, `500MB` or a plain number."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write one like 1GiB or 500MB")
+    power = " KMG".index(match[2].upper() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
 def run(args: argparse.Namespace) -> int:
     if args.preset == "list":
         return _list_presets()
@@ -114,7 +131,8 @@ def run(args: argparse.Namespace) -> int:
             checkpoint,
             args.out,
             recipe=args.recipe,
-            layers_per_part=args.layers_per_part,
+            parts=args.parts,
+            part_bytes=args.part_bytes,
             max_pixels=args.max_pixels,
             policies=policies,
             accept_flips=args.accept_flips,

@@ -50,7 +50,8 @@ def export_bundle(
     checkpoint: "str | Path | Checkpoint",
     out: str | Path,
     recipe: str | None = None,
-    layers_per_part: int | None = None,
+    parts: int | None = None,
+    part_bytes: int | None = None,
     policies: Sequence[PolicyRecord] = (),
     accept_flips: float | None = None,
     force: bool = False,
@@ -59,9 +60,10 @@ def export_bundle(
 ) -> Manifest:
     """Exports, measures, seals; the folder `out` appears only if all three went well.
 
-    `policies` are compiled into the bundle. `force` replaces a bundle that is there already.
-    `max_pixels` bounds the pictures of a family that keeps their own grid. `accept_flips` is a
-    share of decisions that may flip, in place of the gate's limits. Raises FidelityError for a
+    The decoder is cut into `parts` graphs, or as few as keep the weights of each under
+    `part_bytes`. `policies` are compiled into the bundle. `force` replaces a bundle that is there
+    already. `max_pixels` bounds the pictures of a family that keeps their own grid. `accept_flips`
+    is a share of decisions that may flip, in place of the gate's limits. Raises FidelityError for a
     bundle that is too far from the reference.
     """
     exporting = exporting_tools()
@@ -77,7 +79,7 @@ def export_bundle(
             opened,
             partial,
             recipe or exporting.DEFAULT_RECIPE,
-            layers_per_part,
+            exporting.Cut(parts, part_bytes),
             policies,
             progress=lambda share: progress("quantizing and writing weights", share),
         )

@@ -13,6 +13,7 @@ from edgejudge.export.compile import (
     yes_probability,
 )
 from edgejudge.export.exporter import check_target, export, plan_of, publish, seal
+from edgejudge.export.parts import Cut
 from edgejudge.export.preset import preset_checkpoint
 from edgejudge.export.recipe import DEFAULT_RECIPE, RECIPE_NAMES, Recipe, recipe_named
 from edgejudge.export.reference import Asked, Reference
@@ -24,6 +25,7 @@ __all__ = [
     "RECIPE_NAMES",
     "Asked",
     "CalibrationPicture",
+    "Cut",
     "Checkpoint",
     "Exact",
     "Recipe",

@@ -41,11 +41,14 @@ class Plan:
 
     def bits_of(self, name: str) -> int | None:
         """Bits of a linear weight; None is float32."""
-        kind = self._kinds(name)
-        bits = self.recipe.bits_of(kind)
-        if self._chosen is not None and self._chosen != (kind.partition(".")[0], bits):
+        bits = self.recipe.bits_of(self._kinds(name))
+        if self._chosen is not None and self._chosen != (self.group_of(name), bits):
             return None
         return bits
+
+    def group_of(self, name: str) -> str:
+        """The part of the model a weight belongs to."""
+        return self._kinds(name).partition(".")[0]
 
     def only(self, group: str, bits: int) -> "Plan":
         """The same for one group in so many bits, everything else as the checkpoint has it."""

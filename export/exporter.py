@@ -30,10 +30,11 @@ from edgejudge.errors import ExportError
 from edgejudge.export.blocks import Plan
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import Compiler
-from edgejudge.export.graphs import split_layers, write_graphs
+from edgejudge.export.graphs import write_graphs
 from edgejudge.export.importance import column_importance
 from edgejudge.export.ledger import Ledger
 from edgejudge.export.onnx_ops import OnnxOps
+from edgejudge.export.parts import Cut, layer_bytes
 from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
 from edgejudge.export.reference import Reference
 from edgejudge.export.store import WeightStore
@@ -45,6 +46,7 @@ __all__ = ["check_target", "export", "plan_of", "publish", "seal"]
 
 _EMBEDDINGS = "embeddings.bin"
 _TOOLS = ("edgejudge", "numpy", "onnx", "pillow", "tokenizers", "torch")
+WHOLE = Cut()
 _SMALL_PARAMETERS = 200_000_000
 
 
@@ -67,26 +69,25 @@ def export(
     checkpoint: str | Path | Checkpoint,
     out: str | Path,
     recipe: str = DEFAULT_RECIPE,
-    layers_per_part: int | None = None,
+    cut: Cut = WHOLE,
     policies: Sequence[PolicyRecord] = (),
     force: bool = False,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Path:
     """Writes an unsealed bundle of the checkpoint into the folder `out`; gives its path.
 
-    `layers_per_part` cuts the decoder into graphs of that many layers. `policies` are compiled in.
+    `cut` says into how many graphs the decoder goes. `policies` are compiled in.
     `force` replaces an edgejudge bundle that is already there, and nothing else. `progress` is told
     the share of the weights that is written.
     """
     target = Path(out).resolve()
     check_target(target, force)
     recipe_named(recipe)
-    if layers_per_part is not None and layers_per_part < 1:
-        raise ExportError(f"layers per part is {layers_per_part}, expected at least 1")
+    cut.check()
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     with workplace(target, "partial") as partial:
         partial.mkdir(parents=True)
-        _fill(partial, opened, recipe_named(recipe), layers_per_part, policies, progress)
+        _fill(partial, opened, recipe_named(recipe), cut, policies, progress)
         publish(partial, target, force)
     return target
 
@@ -147,7 +148,7 @@ def _fill(
     folder: Path,
     checkpoint: Checkpoint,
     recipe: Recipe,
-    layers_per_part: int | None,
+    cut: Cut,
     policies: Sequence[PolicyRecord],
     progress: Callable[[float], None],
 ) -> None:
@@ -160,7 +161,7 @@ def _fill(
         def make_ops(name: str) -> OnnxOps:
             return OnnxOps(name, checkpoint.weights, plan, store, ledger)
 
-        parts = split_layers(spec.text.layers, layers_per_part)
+        parts = cut.apply(layer_bytes(family.weight_names(spec), plan, spec.text.layers))
         graphs, part_records = write_graphs(folder, family, spec, labels.token_ids, parts, make_ops)
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")

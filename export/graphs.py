@@ -12,16 +12,10 @@ from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.models.family import Family
 from edgejudge.models.spec import ModelSpec
 
-__all__ = ["TARGET", "split_layers", "write_graphs"]
+__all__ = ["TARGET", "write_graphs"]
 
 TARGET = "cpu"
 _SMALLEST_BUCKET = 512
-
-
-def split_layers(layers: int, per_part: int | None) -> list[range]:
-    """Runs of layers, all of the same length but the last; None is one run."""
-    step = per_part or layers
-    return [range(first, min(first + step, layers)) for first in range(0, layers, step)]
 
 
 def write_graphs(

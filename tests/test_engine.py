@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tiny
 from edgejudge.bundle import Bundle
 from edgejudge.errors import InputError, ProviderError
-from edgejudge.export import export
+from edgejudge.export import Cut, export
 from edgejudge.runtime import Engine
 
 BAND = 1e-5  # on label probabilities: what DESIGN promises for any packing, order or chunking
@@ -27,7 +27,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tiny.make_checkpoint(root / "checkpoint")
     export(root / "checkpoint", root / "exact", recipe="exact")
     export(root / "checkpoint", root / "w8", recipe="w8")
-    export(root / "checkpoint", root / "parts", recipe="exact", layers_per_part=1)
+    export(root / "checkpoint", root / "parts", recipe="exact", cut=Cut(3))
     return {name: root / name for name in ("exact", "w8", "parts")}
 
 

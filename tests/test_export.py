@@ -17,6 +17,7 @@ import tiny
 from edgejudge import export as exporting
 from edgejudge.bundle import SCHEMA_VERSION, Bundle, PolicyRecord, RuleRecord, read_manifest
 from edgejudge.errors import ExportError
+from edgejudge.export import Cut
 from edgejudge.export.checkpoint import open_checkpoint
 from edgejudge.export.onnx_ops import IR_VERSION, OPSETS
 from edgejudge.fidelity import graph_error
@@ -99,7 +100,7 @@ def test_a_rebuild_gives_the_same_bytes(checkpoint: Path, tmp_path: Path, recipe
 )
 def test_graphs_equal_the_reference(tmp_path: Path, variant: dict[str, Any]) -> None:
     folder = tiny.make_checkpoint(tmp_path / "checkpoint", text_layers=2, **variant)
-    bundle = exporting.export(folder, tmp_path / "bundle", "exact", layers_per_part=1)
+    bundle = exporting.export(folder, tmp_path / "bundle", "exact", Cut(2))
     assert [(p.first_layer, p.last_layer) for p in read_manifest(bundle).parts] == [(0, 0), (1, 1)]
     assert graph_error_of(bundle) < 1e-4
     # No card: the family's own question, a generalist, one golden picture that is drawn.
@@ -144,7 +145,7 @@ def test_bundle_contents_are_what_the_manifest_says(checkpoint: Path, tmp_path: 
 
 def test_parts_share_one_weight_file(checkpoint: Path, tmp_path: Path) -> None:
     whole = exporting.export(checkpoint, tmp_path / "whole")
-    parts = exporting.export(checkpoint, tmp_path / "parts", layers_per_part=1)
+    parts = exporting.export(checkpoint, tmp_path / "parts", cut=Cut(2))
     assert {k: v for k, v in digests(whole).items() if k.endswith(".bin")} == {
         k: v for k, v in digests(parts).items() if k.endswith(".bin")
     }
@@ -330,7 +331,7 @@ def test_unknown_recipes_checkpoints_and_hub_ids_are_refused(
     with pytest.raises(ExportError, match="the Hub did not give it .no network"):
         exporting.export("someone/something", tmp_path / "out")
     with pytest.raises(ExportError, match="at least 1"):
-        exporting.export(checkpoint, tmp_path / "out", layers_per_part=0)
+        exporting.export(checkpoint, tmp_path / "out", cut=Cut(0))
 
 
 def test_a_hub_id_is_downloaded(

@@ -16,7 +16,7 @@ import tiny
 import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.errors import ExportError, InputError
-from edgejudge.export import Exact, Reference, export, open_checkpoint
+from edgejudge.export import Cut, Exact, Reference, export, open_checkpoint
 from edgejudge.fidelity import graph_error
 from edgejudge.models import qwen2_5_vl
 from edgejudge.models.hf_config import HfConfig
@@ -324,7 +324,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tiny_qwen.make_checkpoint(root / "checkpoint", dtype="bfloat16", tied=True)
     for recipe in ("exact", "w8", "small"):
         export(root / "checkpoint", root / recipe, recipe=recipe)
-    export(root / "checkpoint", root / "parts", recipe="exact", layers_per_part=1)
+    export(root / "checkpoint", root / "parts", recipe="exact", cut=Cut(3))
     return {name: root / name for name in ("exact", "w8", "small", "parts")}
 
 

@@ -1,0 +1,89 @@
+"""Where the decoder is cut: runs of layers whose weights take about the same room.
+
+Takes what each layer costs, in bytes; gives ranges of layers. Knows no graph.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgejudge.errors import ExportError
+from edgejudge.export.blocks import Plan
+
+__all__ = ["Cut", "layer_bytes"]
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Into `parts` runs, or as few as keep each under `part_bytes`; neither is one run."""
+
+    parts: int | None = None
+    part_bytes: int | None = None
+
+    def check(self) -> None:
+        if self.parts is not None and self.part_bytes is not None:
+            raise ExportError("give a number of parts or the bytes of one, not both")
+        if self.parts is not None and self.parts < 1:
+            raise ExportError(f"the number of parts is {self.parts}, expected at least 1")
+        if self.part_bytes is not None and self.part_bytes < 1:
+            raise ExportError(f"the bytes of a part are {self.part_bytes}, expected at least 1")
+
+    def apply(self, costs: Sequence[int]) -> list[range]:
+        """Ranges that together are all layers, the largest as small as it can be."""
+        self.check()
+        if self.part_bytes is not None:
+            if max(costs) > self.part_bytes:
+                raise ExportError(
+                    f"layer {int(np.argmax(costs))} alone takes {max(costs)} bytes, a part may "
+                    f"take {self.part_bytes}; allow more, or use a recipe with fewer bits"
+                )
+            # The fewest parts that hold it, then as even as so many can be.
+            return _even(costs, len(_greedy(costs, self.part_bytes)))
+        count = self.parts or 1
+        if count > len(costs):
+            raise ExportError(f"the decoder has {len(costs)} layers, {count} parts were asked for")
+        return _even(costs, count)
+
+
+def _even(costs: Sequence[int], count: int) -> list[range]:
+    """`count` runs: bisects for the smallest limit that so many can keep."""
+    low, high = max(costs), sum(costs)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_greedy(costs, middle)) <= count else (middle + 1, high)
+    runs = _greedy(costs, low)
+    while len(runs) < count:  # fewer were enough: halve the longest, which makes none larger
+        longest = max(range(len(runs)), key=lambda i: len(runs[i]))
+        run = runs[longest]
+        middle = run.start + len(run) // 2
+        runs[longest : longest + 1] = [range(run.start, middle), range(middle, run.stop)]
+    return runs
+
+
+def _greedy(costs: Sequence[int], limit: int) -> list[range]:
+    runs, first, held = [], 0, 0
+    for layer, cost in enumerate(costs):
+        if held + cost > limit and layer > first:
+            runs.append(range(first, layer))
+            first, held = layer, 0
+        held += cost
+    return [*runs, range(first, len(costs))]
+
+
+def layer_bytes(
+    weights: Iterable[tuple[str, tuple[int, ...]]], plan: Plan, layers: int
+) -> list[int]:
+    """Bytes of each decoder layer as the plan stores it; `weights` are names with shapes."""
+    costs = [0] * layers
+    for name, shape in weights:
+        layer = _LAYER.search(name)
+        if layer is None or plan.group_of(name) != "decoder":
+            continue
+        bits = plan.bits_of(name) if len(shape) > 1 else None
+        scales = 0 if bits is None else 32 / plan.recipe.block
+        costs[int(layer[1])] += round(int(np.prod(shape)) * ((bits or 32) + scales) / 8)
+    return costs
