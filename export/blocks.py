@@ -7,6 +7,7 @@ holds the rows in hand and what came of the rows before. Knows no graph and no f
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,14 @@ from edgejudge.export.weights import Source, matrix_shape, row_blocks
 
 __all__ = ["Plan", "QuantizedRows"]
 
+_AHEAD = 16
 Importance = Callable[[str], NDArray[np.float32] | None]  # weight name -> [K], where it is known
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    """The same threads for every weight: each thread's allocator keeps what it once took."""
+    return ThreadPoolExecutor(os.cpu_count())
 
 
 class QuantizedRows(NamedTuple):
@@ -75,8 +83,9 @@ class Plan:
         if len(blocks) == 1:  # most weights of a small model: no thread is worth it
             yield one(blocks[0])
             return
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield from pool.map(one, blocks)
+        # A few at a time: what is done and not yet taken would fill the memory.
+        for first in range(0, len(blocks), _AHEAD):
+            yield from _workers().map(one, blocks[first : first + _AHEAD])
 
 
 def _square(values: NDArray[np.float32]) -> float:

@@ -48,6 +48,11 @@ class EagerOps:
             layer: (k[:, :, :length], v[:, :, :length]) for layer, (k, v) in self._cache.items()
         }
 
+    def release(self) -> None:
+        """Forgets every weight."""
+        self._weights.clear()
+        self._held = 0
+
     def tensor(self, array: NDArray[Any]) -> Tensor:
         """Floats in the backend's precision, integers as they are."""
         found = torch.from_numpy(np.ascontiguousarray(array))

@@ -64,6 +64,10 @@ class Reference:
         self._length = 0  # tokens in the cache
         self._position = 0  # rope position of the next one
 
+    def release(self) -> None:
+        """Frees the weights; they are read again when they are needed."""
+        self._ops.release()
+
     @torch.inference_mode()
     def encode(self, feeds: Mapping[str, NDArray[Any]]) -> Tensor:
         """The vision graph's inputs -> visual tokens [N, D]."""

@@ -84,6 +84,10 @@ class Engine:
         """Stage -> provider, of the stages that were loaded."""
         return {stage: session.provider for (stage, _), session in self._sessions.items()}
 
+    def release(self, stage: str | None = None) -> None:
+        """Frees the sessions of a stage, or of all; they are opened again when they are needed."""
+        self._sessions = {k: v for k, v in self._sessions.items() if stage and k[0] != stage}
+
     def encode_image(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The vision graph's inputs -> visual tokens [N, D]."""
         session = self._session("vision")
