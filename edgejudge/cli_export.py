@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", nargs="?", help="a checkpoint folder or a Hub id"
     )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub id")
     parser.add_argument("--out", metavar="DIR", help="the bundle's new folder")
     parser.add_argument(
         "--recipe",
@@ -134,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
             parts=args.parts,
             part_bytes=args.part_bytes,
             max_pixels=args.max_pixels,
+            revision=args.revision,
             policies=policies,
             accept_flips=args.accept_flips,
             force=args.force,

@@ -55,6 +55,7 @@ def export_bundle(
     accept_flips: float | None = None,
     force: bool = False,
     max_pixels: int | None = None,
+    revision: str | None = None,
     progress: Progress = lambda *_: None,
 ) -> Manifest:
     """Exports, measures, seals; the folder `out` appears only if all three went well.
@@ -71,7 +72,7 @@ def export_bundle(
     opened = (
         checkpoint
         if isinstance(checkpoint, exporting.Checkpoint)
-        else exporting.open_checkpoint(checkpoint, max_pixels)
+        else exporting.open_checkpoint(checkpoint, max_pixels, revision=revision)
     )
     with exporting.workplace(target, "unsealed") as partial:
         exporting.export(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgejudge.bundle import ConceptRecord, PromptRecord, TokensRecord, from_json
 from edgejudge.errors import ExportError
+from edgejudge.export.chat_template import check_chat_template
 from edgejudge.export.random_weights import RandomWeights
 from edgejudge.export.weights import CheckpointWeights, Source
 from edgejudge.models.families import family_for
@@ -17,6 +18,7 @@ from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig, read_json
 from edgejudge.models.image import ImageSpec
 from edgejudge.models.patches import PatchSpec
+from edgejudge.models.prompt import Prompts
 from edgejudge.models.spec import ModelSpec
 from edgejudge.models.tokenizer import Tokenizer, VerdictLabels, label_ids
 from edgejudge.models.vision_input import read_processor
@@ -79,14 +81,18 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    checkpoint: str | Path, max_pixels: int | None = None, random_weights: bool = False
+    checkpoint: str | Path,
+    max_pixels: int | None = None,
+    random_weights: bool = False,
+    revision: str | None = None,
 ) -> Checkpoint:
     """A folder or a Hub id, read and checked; weights are mapped, not loaded.
 
     `max_pixels` bounds the pictures of a family that keeps their own grid. `random_weights` are
-    made up in the shapes that the config means, in place of the folder's.
+    made up in the shapes that the config means, in place of the folder's. `revision` pins a Hub id
+    to a branch, tag or commit.
     """
-    folder = _find(checkpoint)
+    folder = _find(checkpoint, revision)
     config = HfConfig(read_json(folder / "config.json"), str(folder / "config.json"))
     family = family_for(config)
     spec: ModelSpec = family.read_spec(config)
@@ -100,14 +106,18 @@ def open_checkpoint(
     else:
         weights = CheckpointWeights(folder, aliases)
         weights.check(names.items())
+    tokens = family.tokens_record(tokenizer, config)
+    prompt = family.prompt_record(tokenizer, spec, image, card.question_template)
+    if not random_weights:
+        check_chat_template(folder, Prompts(prompt, tokens.image, lambda: tokenizer))
     return Checkpoint(
         folder=folder,
         family=family,
         spec=spec,
         image=image,
         tokenizer=tokenizer,
-        tokens=family.tokens_record(tokenizer, config),
-        prompt=family.prompt_record(tokenizer, spec, image, card.question_template),
+        tokens=tokens,
+        prompt=prompt,
         labels=label_ids(tokenizer, family.LEAD_IN, card.labels),
         card=card,
         weights=weights,
@@ -131,9 +141,11 @@ def _bounded(image: ImageSpec, max_pixels: int | None) -> ImageSpec:
     return replace(image, max_pixels=max_pixels)
 
 
-def _find(checkpoint: str | Path) -> Path:
+def _find(checkpoint: str | Path, revision: str | None) -> Path:
     folder = Path(checkpoint)
     if folder.is_dir():
+        if revision is not None:
+            raise ExportError(f"{folder}: is a folder, which has no revision {revision!r}")
         return folder.resolve()
     if not isinstance(checkpoint, str) or not _HUB_ID.fullmatch(checkpoint):
         raise ExportError(
@@ -143,11 +155,17 @@ def _find(checkpoint: str | Path) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(checkpoint, allow_patterns=_HUB_FILES))
+        return Path(
+            huggingface_hub.snapshot_download(
+                checkpoint, revision=revision, allow_patterns=_HUB_FILES
+            )
+        )
     except Exception as error:  # the client raises several unrelated classes
         raise ExportError(
             f"{checkpoint}: no such folder, and the Hub did not give it "
-            f"({str(error).splitlines()[0]}); download it and give the folder"
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}); bring a folder with its "
+            "config.json, preprocessor_config.json, tokenizer.json, tokenizer_config.json (or "
+            "chat_template.jinja) and *.safetensors, with their index if there are several"
         ) from None
 
 

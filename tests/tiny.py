@@ -23,6 +23,14 @@ SPECIALS = (
     "<global-img>",
     *(f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)),
 )
+CHAT_TEMPLATE = """<|im_start|>{% for message in messages -%}
+{{ message['role'] | capitalize }}{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}
+{%- for part in message['content'] -%}
+{{ '<image>' if part['type'] == 'image' else part['text'] }}
+{%- endfor -%}
+{{ '<end_of_utterance>\\n' }}
+{%- endfor -%}
+{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
 VOCABULARY = 448  # a multiple of 16
 _CORPUS = [
     "User: Is a knife visible?\nAssistant: Yes",
@@ -150,6 +158,7 @@ def make_checkpoint(
     network = make_model(**model).to(getattr(torch, dtype))
     network.save_pretrained(folder, max_shard_size=max_shard_size)
     make_tokenizer(folder / "tokenizer.json")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     view = network.config.vision_config.image_size
     processor = {
         "image_processor_type": "SmolVLMImageProcessor",

@@ -23,6 +23,18 @@ SPECIALS = (
 )
 IMAGE = SPECIALS.index("<|image_pad|>")
 PATCH = 4
+CHAT_TEMPLATE = """{% for message in messages -%}
+{% if loop.first and message['role'] != 'system' -%}
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif -%}
+{{ '<|im_start|>' + message['role'] + '\\n' }}
+{%- for part in message['content'] -%}
+{{ '<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' else part['text'] }}
+{%- endfor -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 PROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "do_resize": True,
@@ -103,4 +115,6 @@ def make_checkpoint(folder: Path, *, dtype: str = "float32", **model: Any) -> Pa
     make_model(**model).to(getattr(torch, dtype)).save_pretrained(folder)
     tiny.make_tokenizer(folder / "tokenizer.json", SPECIALS)
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    config = {"chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder

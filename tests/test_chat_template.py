@@ -1,0 +1,94 @@
+"""A checkpoint's chat template must write what the bundle asks with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import tiny
+import tiny_qwen
+from edgejudge.errors import ExportError
+from edgejudge.export import open_checkpoint
+
+torch.set_num_threads(1)
+Change = Callable[[Path], object]
+
+
+def moved_to(name: str, wrap: Callable[[str], object]) -> Change:
+    """The template, kept where other versions of transformers keep it."""
+
+    def change(folder: Path) -> None:
+        template = _template(folder)
+        for old in ("chat_template.jinja", "tokenizer_config.json"):
+            (folder / old).unlink(missing_ok=True)
+        (folder / name).write_text(json.dumps(wrap(template)))
+
+    return change
+
+
+def _template(folder: Path) -> str:
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text()
+    found: str = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    return found
+
+
+def edited(old: str, new: str) -> Change:
+    def change(folder: Path) -> None:
+        template = _template(folder)
+        assert old in template
+        (folder / "chat_template.jinja").write_text(template.replace(old, new))
+
+    return change
+
+
+@pytest.mark.parametrize("family", [tiny, tiny_qwen], ids=["smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: None,
+        moved_to("chat_template.json", lambda t: {"chat_template": t}),
+        moved_to("tokenizer_config.json", lambda t: {"chat_template": t}),
+        moved_to(
+            "tokenizer_config.json",
+            lambda t: {
+                "chat_template": [
+                    {"name": "tool_use", "template": "no"},
+                    {"name": "default", "template": t},
+                ]
+            },
+        ),
+    ],
+)
+def test_a_template_is_found_wherever_it_lies(
+    family: ModuleType, change: Change, tmp_path: Path
+) -> None:
+    folder = family.make_checkpoint(tmp_path / "checkpoint")
+    change(folder)
+    open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        (tiny, lambda f: (f / "chat_template.jinja").unlink(), "holds no chat template"),
+        (tiny, moved_to("tokenizer_config.json", lambda _: {}), "holds no chat template"),
+        (tiny, edited("'Assistant:'", "'Judge:'"), "its chat template writes .*Judge:.*Assistant:"),
+        (tiny, edited("else ': '", "else ':'"), "its chat template writes"),
+        (tiny_qwen, edited("You are a helpful", "You are a strict"), "writes .*strict.*helpful"),
+        (tiny, edited("{% if add", "{% wrong add"), "cannot be rendered"),
+        (tiny, edited("part['text']", "part['text'].missing()"), "cannot be rendered"),
+        (tiny, edited("part['text']", "''.__class__.__mro__"), "cannot be rendered|writes"),
+        (tiny, moved_to("tokenizer_config.json", lambda _: [1]), "not readable"),
+    ],
+)
+def test_another_format_is_refused(
+    family: ModuleType, change: Change, message: str, tmp_path: Path
+) -> None:
+    folder = family.make_checkpoint(tmp_path / "checkpoint")
+    change(folder)
+    with pytest.raises(ExportError, match=message):
+        open_checkpoint(folder)
