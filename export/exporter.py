@@ -86,9 +86,15 @@ def export(
     cut.check()
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     with workplace(target, "partial") as partial:
-        partial.mkdir(parents=True)
-        _fill(partial, opened, recipe_named(recipe), cut, policies, progress)
-        publish(partial, target, force)
+        try:
+            partial.mkdir(parents=True)
+            _fill(partial, opened, recipe_named(recipe), cut, policies, progress)
+            publish(partial, target, force)
+        except OSError as error:
+            raise ExportError(
+                f"{target}: the bundle could not be written ({error.strerror or error}); make room "
+                "there, or name another folder"
+            ) from None
     return target
 
 

@@ -140,6 +140,16 @@ def shrunk(name: str) -> Preset:
     return Preset(**{**values, "config": config})
 
 
+def thinned(name: str) -> Preset:
+    """The preset with its widths and few layers."""
+    preset = preset_named(name)
+    config = json.loads(json.dumps(preset.config))
+    config["text_config"]["num_hidden_layers"] = 1
+    config["vision_config"] |= {"depth": 2, "fullatt_block_indexes": [1]}
+    values = {f: getattr(preset, f) for f in Preset.__dataclass_fields__}
+    return Preset(**{**values, "config": config})
+
+
 @pytest.mark.parametrize("name", BUILT)
 def test_a_random_bundle_is_marked_and_refuses_to_judge(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
