@@ -1,5 +1,6 @@
 """Recipes: which weight gets how many bits, and what an export makes of it."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,20 @@ def test_columns_that_meet_large_activations_are_kept_best(tmp_path: Path) -> No
 def test_without_pictures_to_spare_nothing_is_weighed(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny.make_checkpoint(tmp_path / "checkpoint"))
     assert column_importance(checkpoint) == {}
+
+
+def test_what_is_written_about_recipes_and_limits_is_true() -> None:
+    from edgejudge import cli_export
+    from edgejudge.gate import LIMITS
+
+    root = Path(__file__).parent.parent
+    guide = (root / "EXPORTING.md").read_text("utf-8")
+    parser = cli_export.add_parser(argparse.ArgumentParser().add_subparsers())
+    (choices,) = (a.choices for a in parser._actions if a.dest == "recipe")
+    assert set(choices or ()) == set(RECIPE_NAMES)
+    for name in RECIPE_NAMES:
+        assert f"| `{name}`" in guide
+    assert f"at most {LIMITS.flips:.1%}".replace("%", " %") in guide
+    assert f"at most {LIMITS.near_flips:.0%}".replace("%", " %") in guide
+    assert f"{LIMITS.decisions:,} decisions, {LIMITS.near_decisions} of them" in guide
+    assert f"| {LIMITS.probability_error} |" in guide and f"within {LIMITS.near} of" in guide
