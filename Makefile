@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test lint types clean nano-data nano-train nano-text nano-eval nano-bundle
+.PHONY: help demo test test-gate lint types clean nano-data nano-train nano-text nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,15 @@ demo: $(VENV)/.runtime  ## install the runtime alone and screen the sample pictu
 
 test: $(VENV)/.test  ## all tests, in an environment with the export tools
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+$(VENV)-gate/.stamp: pyproject.toml  # Optimum's exporter wants an older transformers
+	$(PYTHON) -m venv $(VENV)-gate
+	$(VENV)-gate/bin/python -m pip install -q -e . torch==2.13.0 optimum-onnx==0.1.0 'onnx>=1.20' jinja2 pytest
+	@touch $@
+
+test-gate: $(VENV)-gate/.stamp  ## the relevance encoder, in an environment of its own with Optimum
+	$(VENV)-gate/bin/python -c 'import optimum.exporters.onnx'
+	$(VENV)-gate/bin/python -m pytest -q tests/test_gate_encoder.py
 
 lint: $(VENV)/.test  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -70,5 +79,5 @@ nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
 	$(BIN)/edgejudge export $(NANO)/checkpoint --out $(NANO)/bundle --force
 
 clean:  ## remove what the other targets made
-	rm -rf build dist *.egg-info .venv .venv-demo .mypy_cache models/nano/.mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .venv .venv-demo .venv-gate .mypy_cache models/nano/.mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find edgejudge export models runtime tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,7 +8,6 @@ import argparse
 import json
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.accept_flips is not None and not 0 <= args.accept_flips <= 1:
         raise ExportError(f"--accept-flips is {args.accept_flips}, expected a share from 0 to 1")
+    import tempfile
+
     from edgejudge.fidelity import export_bundle, exporting_tools
     from edgejudge.policy import builtin_names, load_policy
 

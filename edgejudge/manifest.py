@@ -31,6 +31,8 @@ __all__ = [
     "PolicyRecord",
     "PromptRecord",
     "QuantRecord",
+    "RelevanceRecord",
+    "RelevanceRule",
     "RuleRecord",
     "TensorRecord",
     "TokensRecord",
@@ -70,7 +72,7 @@ class KvRecord:
 @dataclass(frozen=True, slots=True)
 class GraphRecord:
     target: str
-    stage: str  # vision, decoder, verdict_head, lm_head
+    stage: str  # vision, decoder, verdict_head, lm_head, relevance
     part: int | None
     shape: str  # "dynamic", or the fixed number of tokens
     file: str
@@ -294,6 +296,24 @@ class FidelityRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RelevanceRule:
+    policy: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class RelevanceRecord:
+    """An encoder beside the judge: `texts` is a file of float32 unit vectors [rules, width], in the
+    order of `rules`; `preprocessing` is read by models.crop."""
+
+    family: str
+    preprocessing: dict[str, Any]
+    texts: str
+    width: int
+    rules: tuple[RelevanceRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """`spec` and `preprocessing` are read, as strictly, by models.spec and models.image."""
 
@@ -315,6 +335,7 @@ class Manifest:
     parts: tuple[PartRecord, ...]
     graphs: tuple[GraphRecord, ...]
     embeddings: EmbeddingsRecord
+    relevance: RelevanceRecord | None
     quantization: tuple[QuantRecord, ...]
     files: tuple[FileRecord, ...]
     canary: CanaryRecord

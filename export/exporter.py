@@ -195,6 +195,7 @@ def _fill(
         parts=part_records,
         graphs=graphs,
         embeddings=embeddings,
+        relevance=None,
         quantization=ledger.records(),
         canary=compiled.canary,
         golden=compiled.golden,

@@ -169,6 +169,26 @@ class Engine:
         out: NDArray[np.float64] = 1.0 / (1.0 + np.exp(mass["no"] - mass["yes"]))
         return out
 
+    def relevance(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Cosine [R] of a picture with each rule's text, in the order of the manifest's record.
+
+        pixel_values [1, 3, S, S] as models.crop prepares them. Raises BundleError for a bundle
+        without an encoder.
+        """
+        record = self.bundle.manifest.relevance
+        if record is None:
+            raise BundleError(
+                f"{self.bundle.path}: has no relevance encoder; add one with "
+                "`edgejudge add-relevance`"
+            )
+        session = self._session("relevance")
+        with self.trace.span("relevance", "cpu"):
+            (vectors,) = session.run({"pixel_values": pixel_values})
+        shape = (len(record.rules), record.width)
+        texts = np.memmap(self.bundle.file(record.texts), "<f4", "r", shape=shape)
+        cosines: NDArray[np.float32] = texts @ vectors[0]
+        return cosines
+
     def _must_hold(self, prefix: Prefix) -> None:
         if prefix.serial != self._serial:
             raise InputError(

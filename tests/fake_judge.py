@@ -156,6 +156,7 @@ def manifest(
         policies=policies,
         parts=(),
         graphs=(),
+        relevance=None,
         embeddings=EmbeddingsRecord("embeddings.bin", "float16", 1, 1),
         quantization=(),
         files=(),
