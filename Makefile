@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate lint types clean nano-data nano-train nano-text nano-eval nano-bundle
+.PHONY: help demo test test-gate lint types clean bench-export nano-data nano-train nano-text nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ nano-eval: $(VENV)/.train  ## AUROC and F1 of the shipped bundle on 1,000 test p
 
 nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
 	$(BIN)/edgejudge export $(NANO)/checkpoint --out $(NANO)/bundle --force
+
+bench-export: $(VENV)/.test  ## time and memory of an export at full size (PRESET=..., RECIPE=...); gigabytes in TMPDIR
+	$(BIN)/python tests/bench_export.py $(or $(PRESET),smolvlm2-2.2b) $(or $(RECIPE),balanced)
 
 clean:  ## remove what the other targets made
 	rm -rf build dist *.egg-info .venv .venv-demo .venv-gate .mypy_cache models/nano/.mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -121,7 +121,6 @@ def run(args: argparse.Namespace) -> int:
     from edgejudge.policy import builtin_names, load_policy
 
     policies = [load_policy(p).record() for p in args.policies or builtin_names()]
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, _shown() as progress:
         checkpoint = args.checkpoint
         if args.preset:
@@ -142,7 +141,8 @@ def run(args: argparse.Namespace) -> int:
             force=args.force,
             progress=progress,
         )
-    _report(args, manifest, time.monotonic() - began)
+        progress.stop()
+    _report(args, manifest, progress.seconds)
     return 0
 
 
@@ -156,8 +156,29 @@ def _list_presets() -> int:
     return 0
 
 
+class _Phases:
+    """How long each thing took; told what is being done, again and again."""
+
+    def __init__(self, show: "Progress") -> None:
+        self.seconds: dict[str, float] = {}
+        self._show = show
+        self._last = time.monotonic()
+        self._now: str | None = None
+
+    def __call__(self, what: str, share: float) -> None:
+        self.stop()
+        self._now = what
+        self._show(what, share)
+
+    def stop(self) -> None:
+        now = time.monotonic()
+        if self._now is not None:
+            self.seconds[self._now] = self.seconds.get(self._now, 0.0) + now - self._last
+        self._last = now
+
+
 @contextmanager
-def _shown() -> "Iterator[Progress]":
+def _shown() -> Iterator[_Phases]:
     """A bar on a terminal, else a line for each thing begun."""
     if sys.stderr.isatty():
         from rich.console import Console
@@ -173,7 +194,7 @@ def _shown() -> "Iterator[Progress]":
                     tasks[what] = bar.add_task(what, total=1.0)
                 bar.update(tasks[what], completed=share)
 
-            yield show
+            yield _Phases(show)
         return
     begun = set()
 
@@ -182,10 +203,10 @@ def _shown() -> "Iterator[Progress]":
             begun.add(what)
             print(what, file=sys.stderr)
 
-    yield say
+    yield _Phases(say)
 
 
-def _report(args: argparse.Namespace, manifest: "Manifest", seconds: float) -> None:
+def _report(args: argparse.Namespace, manifest: "Manifest", phases: dict[str, float]) -> None:
     from edgejudge.bundle import to_json
     from edgejudge.profiling import peak_rss_mib
 
@@ -202,7 +223,7 @@ def _report(args: argparse.Namespace, manifest: "Manifest", seconds: float) -> N
             "random_weights": manifest.random_weights,
             "fingerprint": manifest.sha256,
             "bytes": size_bytes,
-            "seconds": round(seconds, 1),
+            "seconds": {what: round(took, 1) for what, took in phases.items()},
             "peak_rss_mib": round(peak),
             "quantization": to_json(manifest.quantization),
             "fidelity": to_json(report),
@@ -210,7 +231,9 @@ def _report(args: argparse.Namespace, manifest: "Manifest", seconds: float) -> N
         print(json.dumps(result, sort_keys=True))
         return
     print(f"{args.out}: {manifest.name}, {manifest.recipe}, {size_bytes / 2**20:.1f} MiB")
-    print(f"{seconds:.1f} s, peak RSS {peak:.0f} MiB")
+    print(f"{sum(phases.values()):.1f} s, peak RSS {peak:.0f} MiB")
+    for what, took in phases.items():
+        print(f"  {took:7.1f} s  {what}")
     for group in manifest.quantization:
         print(
             f"  {group.group:12}{group.bits:3} bits {group.tensors:5} tensors "

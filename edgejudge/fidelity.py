@@ -81,7 +81,7 @@ def export_bundle(
             recipe or exporting.DEFAULT_RECIPE,
             exporting.Cut(parts, part_bytes),
             policies,
-            progress=lambda share: progress("quantizing and writing weights", share),
+            progress=progress,
         )
         gate = _Gate(Bundle.open(partial, unsealed=True), opened, progress)
         manifest: Manifest = exporting.seal(partial, gate.measure(accept_flips))
@@ -168,6 +168,7 @@ class _Gate:
     def measure(self, accepted: float | None) -> FidelityRecord:
         from edgejudge.export import recipe_named
 
+        self._progress("comparing the graphs with golden vectors", 0.0)
         worst = graph_error(self._bundle, self._engine)
         tolerance = recipe_named(self._bundle.manifest.recipe).tolerance
         if not worst <= tolerance:
@@ -227,11 +228,12 @@ class _Gate:
         error = square = 0.0
         for first in range(0, len(questions), _AT_ONCE):
             some = questions[first : first + _AT_ONCE]
-            self._progress("comparing decisions with the reference", first / len(questions))
+            self._progress("computing decisions by the reference", first / len(questions))
             wanted = reference.ends([q.to_reference for q in some])
             fulls = [reference.logits(ends).double().numpy() for ends in wanted]  # [B, vocab]
             # One of the two at a time: neither fits the memory beside the other for a large model.
             reference.release()
+            self._progress("computing decisions by the bundle", first / len(questions))
             for question, exact, full, (ends, logits) in zip(
                 some,
                 (ends.double().numpy() for ends in wanted),

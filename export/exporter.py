@@ -47,6 +47,7 @@ __all__ = ["check_target", "export", "plan_of", "publish", "seal"]
 _EMBEDDINGS = "embeddings.bin"
 _TOOLS = ("edgejudge", "numpy", "onnx", "pillow", "tokenizers", "torch")
 WHOLE = Cut()
+_WRITING = "quantizing and writing weights"
 _SMALL_PARAMETERS = 200_000_000
 
 
@@ -72,13 +73,13 @@ def export(
     cut: Cut = WHOLE,
     policies: Sequence[PolicyRecord] = (),
     force: bool = False,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Callable[[str, float], None] = lambda *_: None,
 ) -> Path:
     """Writes an unsealed bundle of the checkpoint into the folder `out`; gives its path.
 
     `cut` says into how many graphs the decoder goes. `policies` are compiled in.
     `force` replaces an edgejudge bundle that is already there, and nothing else. `progress` is told
-    the share of the weights that is written.
+    what is being done, and the share of it that is done.
     """
     target = Path(out).resolve()
     check_target(target, force)
@@ -156,13 +157,15 @@ def _fill(
     recipe: Recipe,
     cut: Cut,
     policies: Sequence[PolicyRecord],
-    progress: Callable[[float], None],
+    progress: Callable[[str, float], None],
 ) -> None:
     spec, family, labels = checkpoint.spec, checkpoint.family, checkpoint.labels
     ledger = Ledger(family.group_of)
+    if recipe.search and checkpoint.calibration_folder is not None:
+        progress("looking at calibration pictures", 0.0)
     plan = plan_of(checkpoint, recipe.name)
     total = checkpoint.weights.parameters
-    with WeightStore(folder, lambda values: progress(min(1.0, values / total))) as store:
+    with WeightStore(folder, lambda values: progress(_WRITING, min(1.0, values / total))) as store:
 
         def make_ops(name: str) -> OnnxOps:
             return OnnxOps(name, checkpoint.weights, plan, store, ledger)
@@ -171,6 +174,7 @@ def _fill(
         graphs, part_records = write_graphs(folder, family, spec, labels.token_ids, parts, make_ops)
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
+    progress("computing golden vectors by the reference", 0.0)
     precision = _precision_for(checkpoint)
     weights = Stored(checkpoint.weights, plan)
     reference = Reference(spec, weights, checkpoint.tokens.image, precision.dtype)

@@ -54,7 +54,7 @@ def test_a_sealed_bundle_carries_its_report(checkpoint: Path, tmp_path: Path) ->
     assert 0 < report.hidden_error < 0.2 and report.graph_error <= 1e-4
     assert 0 < found.label_mass.minimum <= found.label_mass.mean < 1
     assert found.underpowered and found.flips_upper > 0.005 and found.accepted_flips is None
-    assert steps[-1] == "comparing decisions with the reference"
+    assert steps[-1] == "computing decisions by the bundle"
     export_bundle(checkpoint, tmp_path / "again")
     assert digests(tmp_path / "out") == digests(tmp_path / "again")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "out"]
@@ -150,7 +150,7 @@ def test_the_command_exports_and_reports(
         result["fingerprint"] == manifest.sha256 and result["fidelity"]["decisions"]["flips"] == 0
     )
     assert result["bytes"] == sum(f.bytes for f in manifest.files)
-    assert "comparing decisions" in captured.err
+    assert "computing decisions by the bundle" in captured.err
     # Every built-in policy is compiled in, unless others are asked for.
     assert [policy.name for policy in manifest.policies] == ["stickers"]
     assert main(arguments) == 2
