@@ -33,12 +33,13 @@ LAYOUTS = (
     ((4, 4), 8, 32, 0.2),
 )
 WHOLE = {(3, 4): 160, (4, 3): 160, (4, 4): 240}  # pictures drawn whole, views and all
+NOISE = 0.1  # of the visual tokens' own spread: the same views come back every few steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--views", type=int, default=12_000, help="views in the pool")
+    parser.add_argument("--views", type=int, default=20_000, help="views in the pool")
     parser.add_argument(
         "--whole-share", type=float, default=0.3, help="of the tiled steps, on whole pictures"
     )
@@ -75,6 +76,7 @@ def main() -> None:
         drawn = [draw(rng, rows, cols) for _ in range(count)]
         asked = make_questions(rng, prompts, rates, [p for _, p in drawn], questions)
         tokens = torch.stack([t for t, _ in drawn]).to(device, torch.float32)
+        tokens += NOISE * tokens.std() * torch.randn_like(tokens)
         answer, blind, margin = losses.answer_loss(tokens, rows, cols, asked)
         name = f"{rows}x{cols}{' whole' if whole else ''}"
         score = auroc(margin.cpu().numpy().ravel(), asked.answers.ravel())
