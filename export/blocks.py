@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgejudge.errors import ExportError
 from edgejudge.export.quantize import Quantized, dequantize, quantize
 from edgejudge.export.recipe import Kinds, Recipe
 from edgejudge.export.weights import Source, matrix_shape, row_blocks
@@ -65,7 +66,7 @@ class Plan:
         return plan
 
     def quantized(self, source: Source, name: str) -> Iterator[QuantizedRows]:
-        """The rows of a linear weight, in order."""
+        """The rows of a linear weight, in order. Raises ExportError for a value that is not finite."""
         bits = self.bits_of(name)
         if bits is None:
             raise ValueError(f"{name} is not quantized by recipe {self.recipe.name}")
@@ -75,6 +76,8 @@ class Plan:
         def one(rows: slice) -> QuantizedRows:
             block = source.rows(name, rows)
             block = block.reshape(len(block), -1)
+            if not np.isfinite(block).all():
+                raise ExportError(f"weight {name} holds a value that is not finite")
             search = self.recipe.searches(bits)
             q = quantize(block, bits, self.recipe.block, search, importance)
             return QuantizedRows(rows, q, _square(dequantize(q) - block), _square(block))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,23 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
         exporting.export(folder, tmp_path / "out", "exact")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("recipe", ["balanced", "small", "w8", "exact"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_bad_value_in_a_quantized_weight_is_enough(
+    tmp_path: Path, recipe: str, value: float
+) -> None:
+    folder = tiny.make_checkpoint(tmp_path / "checkpoint", text_layers=1, tiling=False)
+    opened = open_checkpoint(folder)
+    name = "model.text_model.layers.0.mlp.up_proj.weight"
+    arrays = {n: opened.weights(n) for n, _ in opened.family.weight_names(opened.spec)}
+    arrays[name][3, 5] = value
+    broken = replace(opened, weights=tiny.Held(arrays))
+    with pytest.raises(ExportError, match=f"{name}.* not finite"):
+        exporting.export(broken, tmp_path / "out", recipe)
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_recipes_checkpoints_and_hub_ids_are_refused(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +346,7 @@ def test_unknown_recipes_checkpoints_and_hub_ids_are_refused(
         exporting.export(checkpoint, tmp_path / "out", "w3")
     with pytest.raises(ExportError, match="no such folder; give a checkpoint"):
         exporting.export(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(ExportError, match="the Hub did not give it .no network"):
+    with pytest.raises(ExportError, match="did not give it .no network.; bring .*config.json"):
         exporting.export("someone/something", tmp_path / "out")
     with pytest.raises(ExportError, match="at least 1"):
         exporting.export(checkpoint, tmp_path / "out", cut=Cut(0))
@@ -339,5 +357,20 @@ def test_a_hub_id_is_downloaded(
 ) -> None:
     import huggingface_hub
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(checkpoint))
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def download(*args: Any, **options: Any) -> str:
+        asked.append((args, options))
+        return str(checkpoint)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert open_checkpoint("someone/something").folder == checkpoint
+    assert open_checkpoint("someone/something", revision="v1.2").folder == checkpoint
+    assert [(a, o["revision"]) for a, o in asked] == [
+        (("someone/something",), None),
+        (("someone/something",), "v1.2"),
+    ]
+    # Pickles are not even downloaded.
+    assert not any("bin" in p or "pt" in p for p in asked[0][1]["allow_patterns"])
+    with pytest.raises(ExportError, match="is a folder, which has no revision 'v1.2'"):
+        open_checkpoint(checkpoint, revision="v1.2")
