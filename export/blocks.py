@@ -66,7 +66,7 @@ class Plan:
         return plan
 
     def quantized(self, source: Source, name: str) -> Iterator[QuantizedRows]:
-        """The rows of a linear weight, in order. Raises ExportError for a value that is not finite."""
+        """The rows of a linear weight, in order; ExportError for a value that is not finite."""
         bits = self.bits_of(name)
         if bits is None:
             raise ValueError(f"{name} is not quantized by recipe {self.recipe.name}")
