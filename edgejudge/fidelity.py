@@ -8,10 +8,9 @@ few is gate's.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,13 @@ from edgejudge.models.prompt import Prompts
 from edgejudge.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from edgejudge.export import Asked, CalibrationPicture, Checkpoint, Weights
+    from edgejudge.export import (
+        Asked,
+        CalibrationPicture,
+        Checkpoint,
+        Reference,
+        Weights,
+    )
     from edgejudge.runtime import Engine
 
 __all__ = ["export_bundle", "exporting_tools", "graph_error"]
@@ -39,7 +44,7 @@ __all__ = ["export_bundle", "exporting_tools", "graph_error"]
 _SYNTHETIC = "synthetic"
 _SYNTHETIC_SIDES = ((1, 1), (1, 2), (2, 1), (3, 4), (4, 3), (1, 4), (2, 3), (3, 3))
 _MOST_CONDITIONS = 32
-_AT_ONCE = 16  # pictures that pass the reference's layers together
+_AT_ONCE = 8  # pictures that pass the reference's layers together
 _BLAMED = 4  # pictures on which a refused bundle's groups are tried one by one
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of it that is done
@@ -147,13 +152,12 @@ def _read_png(path: Path) -> NDArray[np.uint8]:
         return np.asarray(picture.convert("RGB"))
 
 
-@dataclass(slots=True)
-class _Question:
-    """A picture with what is asked of it, as the runtime and the reference take it."""
+class _Truth(NamedTuple):
+    """What the reference says of one picture's conditions."""
 
-    picture: "CalibrationPicture"
-    to_bundle: "Asked"  # as the manifest says how pictures and prompts are made
-    to_reference: "Asked"  # as the checkpoint says
+    ends: NDArray[np.float64]  # hidden states [B, D]
+    probabilities: NDArray[np.float64]  # [B]
+    masses: NDArray[np.float64]  # [B], of the label rows in the full head
 
 
 class _Gate:
@@ -178,10 +182,10 @@ class _Gate:
                 "checkpoint"
             )
         self._engine.release()
-        name, held_out, seen = self._questions()
+        name, held_out, seen = _pictures(self._checkpoint, self._bundle.manifest)
         random = self._bundle.manifest.random_weights
         if random:  # one picture shows it, the one with the shortest prompt
-            held_out = [min(held_out, key=lambda q: len(q.to_bundle.ids))]
+            held_out = [min(held_out, key=self._prompt_tokens)]
         tally, masses, hidden_error = self._compare(held_out)
         if not random and (broken := tally.violations(accepted)):
             raise FidelityError(
@@ -196,87 +200,90 @@ class _Gate:
             decisions=None if random else _record(tally, masses, len(held_out), accepted),
         )
 
-    def _questions(self) -> "tuple[str, list[_Question], int]":
-        """The held-out pictures, and how many others the export has learned from."""
-        from edgejudge.export import asked_about
-
-        name, pictures, seen = _pictures(self._checkpoint, self._bundle.manifest)
-        manifest, checkpoint = self._bundle.manifest, self._checkpoint
-        own = Prompts(checkpoint.prompt, checkpoint.tokens.image, lambda: checkpoint.tokenizer)
-        ways = (
-            (_prompts(self._bundle), image_spec(manifest.preprocessing)),
-            (own, checkpoint.image),
-        )
-        questions = []
-        for picture in pictures:
-            to_bundle, to_reference = (
-                asked_about(prompts, image, picture.rgb, picture.conditions)[2]
-                for prompts, image in ways
-            )
-            questions.append(_Question(picture, to_bundle, to_reference))
-        return name, questions, seen
-
-    def _compare(self, questions: list[_Question]) -> tuple[Tally, list[float], float]:
+    def _compare(
+        self, pictures: "Sequence[CalibrationPicture]"
+    ) -> tuple[Tally, list[float], float]:
         """Counts, the label mass of each decision, and the relative rms error of hidden states."""
-        from edgejudge.export import Exact, Reference, yes_probability
+        from edgejudge.export import Exact, Reference
 
-        checkpoint, labels = self._checkpoint, self._checkpoint.labels
+        checkpoint = self._checkpoint
         # In float32: the report's four decimals do not show the difference, and it is much faster.
         reference = Reference(checkpoint.spec, Exact(checkpoint.weights), checkpoint.tokens.image)
         rules, thresholds = _rules(self._bundle.manifest)
-        tally, masses = Tally(), []
+        tally = Tally()
+        masses: list[float] = []
         error = square = 0.0
-        for first in range(0, len(questions), _AT_ONCE):
-            some = questions[first : first + _AT_ONCE]
-            self._progress("computing decisions by the reference", first / len(questions))
-            wanted = reference.ends([q.to_reference for q in some])
-            fulls = [reference.logits(ends).double().numpy() for ends in wanted]  # [B, vocab]
+        for first in range(0, len(pictures), _AT_ONCE):
+            some = pictures[first : first + _AT_ONCE]
+            self._progress("computing decisions by the reference", first / len(pictures))
+            truths = self._truths(reference, some)
             # One of the two at a time: neither fits the memory beside the other for a large model.
             reference.release()
-            self._progress("computing decisions by the bundle", first / len(questions))
-            for question, exact, full, (ends, logits) in zip(
-                some,
-                (ends.double().numpy() for ends in wanted),
-                fulls,
-                self._run([q.to_bundle for q in some]),
-                strict=True,
-            ):
-                error += float(np.square(ends - exact).sum())
-                square += float(np.square(exact).sum())
-                rows = full[:, list(labels.token_ids)]
-                mass = np.logaddexp.reduce(rows, 1) - np.logaddexp.reduce(full, 1)
-                masses += np.exp(mass).tolist()
-                texts = question.picture.conditions
+            self._progress("computing decisions by the bundle", first / len(pictures))
+            for picture, truth, ends in zip(some, truths, self._ends(some), strict=True):
+                error += float(np.square(ends - truth.ends).sum())
+                square += float(np.square(truth.ends).sum())
+                masses += truth.masses.tolist()
+                logits = self._engine.label_logits(ends)
                 tally.add(
-                    question.picture.image,
-                    [rules.get(text, ()) for text in texts],
+                    picture.image,
+                    [rules.get(text, ()) for text in picture.conditions],
                     self._engine.label_probabilities(logits),
-                    yes_probability(rows, labels.labels),
-                    np.array([thresholds.get(text, 0.5) for text in texts]),
+                    truth.probabilities,
+                    np.array([thresholds.get(text, 0.5) for text in picture.conditions]),
                 )
+            self._engine.release()
         return tally, masses, math.sqrt(error / (square or 1.0))
 
-    def _run(
-        self, asked: "Sequence[Asked]"
-    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Hidden states [B, D] and label logits [B, R] of the bundle."""
-        engine, found = self._engine, []
-        visual = [engine.encode_image(a.feeds) for a in asked if a.feeds is not None]
+    def _prompt_tokens(self, picture: "CalibrationPicture") -> int:
+        seen = preprocess(picture.rgb, self._checkpoint.image)
+        return len(_prompts(self._bundle).prefix_ids(seen.rows, seen.cols))
+
+    def _asked_of_checkpoint(self, pictures: "Sequence[CalibrationPicture]") -> "list[Asked]":
+        """The conditions as the checkpoint itself says how pictures and prompts are made."""
+        from edgejudge.export import asked_about
+
+        own = self._checkpoint
+        prompts = Prompts(own.prompt, own.tokens.image, lambda: own.tokenizer)
+        return [asked_about(prompts, own.image, p.rgb, p.conditions)[2] for p in pictures]
+
+    def _truths(
+        self, reference: "Reference", pictures: "Sequence[CalibrationPicture]"
+    ) -> list[_Truth]:
+        from edgejudge.export import yes_probability
+
+        labels, truths = self._checkpoint.labels, []
+        for ends in reference.ends(self._asked_of_checkpoint(pictures)):
+            full = reference.logits(ends).double().numpy()  # [B, vocab]
+            rows = full[:, list(labels.token_ids)]
+            mass = np.exp(np.logaddexp.reduce(rows, 1) - np.logaddexp.reduce(full, 1))
+            probabilities = yes_probability(rows, labels.labels)
+            truths.append(_Truth(ends.double().numpy(), probabilities, mass))
+        return truths
+
+    def _ends(self, pictures: "Sequence[CalibrationPicture]") -> list[NDArray[np.float32]]:
+        """Hidden states [B, D] of the bundle, which says itself how pictures and prompts are made."""
+        engine, prompts = self._engine, _prompts(self._bundle)
+        spec = image_spec(self._bundle.manifest.preprocessing)
+        encoded = []
+        for picture in pictures:
+            seen = preprocess(picture.rgb, spec)
+            encoded.append((seen.rows, seen.cols, engine.encode_image(seen.feeds)))
         engine.release("vision")
-        for one, tokens in zip(asked, visual, strict=True):
-            prefix = engine.prefill(one.ids, tokens, one.positions)
-            ends = engine.ends(prefix, one.branches)
-            found.append((ends, engine.label_logits(ends)))
-        engine.release()
+        found = []
+        for picture, (rows, cols, visual) in zip(pictures, encoded, strict=True):
+            ids, positions = prompts.prefix_ids(rows, cols), prompts.prefix_positions(rows, cols)
+            branches = [prompts.branch_ids(text) for text in picture.conditions]
+            found.append(engine.ends(engine.prefill(ids, visual, positions), branches))
         return found
 
-    def _blame(self, questions: list[_Question]) -> str:
+    def _blame(self, pictures: "Sequence[CalibrationPicture]") -> str:
         """Which stored groups move the reference's probabilities most, each tried by itself."""
         from edgejudge.export import Exact, Reference, Stored, plan_of, yes_probability
 
         checkpoint = self._checkpoint
         rows, spec, image = checkpoint.labels.token_ids, checkpoint.spec, checkpoint.tokens.image
-        asked = [q.to_reference for q in questions[:_BLAMED]]
+        asked = self._asked_of_checkpoint(pictures[:_BLAMED])
 
         def answers(weights: "Weights") -> NDArray[np.float64]:
             logits = Reference(spec, weights, image).ask(asked, rows)
