@@ -262,7 +262,7 @@ class _Gate:
         return truths
 
     def _ends(self, pictures: "Sequence[CalibrationPicture]") -> list[NDArray[np.float32]]:
-        """Hidden states [B, D] of the bundle, which says itself how pictures and prompts are made."""
+        """Hidden states [B, D] of the bundle, from pictures and prompts made as it says itself."""
         engine, prompts = self._engine, _prompts(self._bundle)
         spec = image_spec(self._bundle.manifest.preprocessing)
         encoded = []
