@@ -1,5 +1,5 @@
-"""The pictures that ship: 64 calibration pictures with their questions, and the samples of `make
-demo`.
+"""The pictures that ship: calibration pictures, clear and hard ones, with their questions, and the
+samples of `make demo`.
 
 Takes sprites.npz; gives PNG files, questions.json and JPEG samples. Draws only by artists whose
 licence lets pictures ship, on drawn backgrounds; nothing of the training or test pictures is in
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from concepts import CONCEPTS, SHIPPABLE
+from PIL import Image, ImageEnhance
 from scene import Scene, Stage
 
 CALIBRATION_SIZE = (256, 192)
@@ -28,20 +29,31 @@ SAMPLES = (  # name, (width, height), concepts that must be in it and no other
 )
 
 
-def calibration(stage: Stage, folder: Path, count: int) -> None:
-    """`count` pictures, each asked about every concept whose answer is known."""
+def calibration(stage: Stage, folder: Path, count: int, hard: int) -> None:
+    """`count` pictures and `hard` ones, each asked about every concept whose answer is known."""
     questions = []
-    for i in range(count):
+    for i in range(count + hard):
         rng = np.random.default_rng([71, i])
         scene = stage.scene(rng, size=CALIBRATION_SIZE)
         name = f"{i:03}.png"
-        scene.image.save(folder / name, optimize=True)
+        image = scene.image if i < count else worsened(rng, scene.image)
+        image.save(folder / name, optimize=True)
         asked = [
             {"text": CONCEPTS[c].phrase, "label": int(scene.present[c])}
             for c in rng.permutation(np.flatnonzero(scene.present >= 0))
         ]
         questions.append({"image": name, "conditions": asked})
     (folder / "questions.json").write_text(json.dumps(questions, indent=1) + "\n")
+
+
+def worsened(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    """A picture that has lost so much detail and contrast that a judge must hesitate: flips happen
+    near a threshold, and a clear picture is near none.
+    """
+    share = float(rng.uniform(0.2, 0.45))
+    small = image.resize([max(8, round(v * share)) for v in image.size], Image.Resampling.BOX)
+    blurred = small.resize(image.size, Image.Resampling.BICUBIC)
+    return ImageEnhance.Contrast(blurred).enhance(float(rng.uniform(0.35, 0.9)))
 
 
 def sample(stage: Stage, seed: int, size: tuple[int, int], wanted: tuple[str, ...]) -> Scene:
@@ -60,19 +72,21 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=Path("work/photos.npz"))
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--hard", type=int, default=128)
     args = parser.parse_args()
     stage = Stage("none", args.sprites, args.photos, SHIPPABLE)  # no photograph has this split
     for name in ("calibration", "samples"):
         shutil.rmtree(args.out / name, ignore_errors=True)
         (args.out / name).mkdir(parents=True)
-    calibration(stage, args.out / "calibration", args.count)
+    calibration(stage, args.out / "calibration", args.count, args.hard)
     for seed, (name, size, wanted) in enumerate(SAMPLES):
         picture = sample(stage, 500 + seed, size, wanted).image
         picture.save(args.out / "samples" / f"{name}.jpg", quality=88)
     total = sum(
         f.stat().st_size for n in ("calibration", "samples") for f in (args.out / n).iterdir()
     )
-    print(f"{args.count} calibration pictures, {len(SAMPLES)} samples, {total / 1e6:.1f} MB")
+    counts = f"{args.count} + {args.hard} calibration pictures, {len(SAMPLES)} samples"
+    print(f"{counts}, {total / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
