@@ -76,7 +76,7 @@ nano-eval: $(VENV)/.train  ## AUROC and F1 of the shipped bundle on 1,000 test p
 	cd $(NANO) && $(abspath $(BIN))/python evaluate.py --bundle bundle
 
 nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
-	$(BIN)/edgejudge export $(NANO)/checkpoint --out $(NANO)/bundle --force
+	$(BIN)/edgejudge export $(NANO)/checkpoint --out $(NANO)/bundle --recipe w8 --force
 
 bench-export: $(VENV)/.test  ## time and memory of an export at full size (PRESET=..., RECIPE=...); gigabytes in TMPDIR
 	$(BIN)/python tests/bench_export.py $(or $(PRESET),smolvlm2-2.2b) $(or $(RECIPE),balanced)
