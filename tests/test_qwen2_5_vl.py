@@ -376,7 +376,7 @@ def test_the_largest_picture_can_be_bounded_at_export(tmp_path: Path) -> None:
     seen = preprocess(canary_image(400, 300), image_spec(manifest.preprocessing))
     assert seen.rows * seen.cols * 64 <= 32 * 32
     with pytest.raises(ExportError, match="the limit is 100 pixels"):
-        export(checkpoint, tmp_path / "other", max_pixels=100)
+        open_checkpoint(checkpoint, 100)
     tiles = tiny.make_checkpoint(tmp_path / "tiles")
     with pytest.raises(ExportError, match="this one cuts pictures of 96 pixels into tiles"):
-        export(tiles, tmp_path / "other", max_pixels=1000)
+        open_checkpoint(tiles, 1000)
