@@ -31,7 +31,6 @@ def _workers() -> ThreadPoolExecutor:
 
 
 class QuantizedRows(NamedTuple):
-    rows: slice
     q: Quantized
     error: float  # sum of squares of what the rows moved by
     square: float  # and of the rows themselves
@@ -80,7 +79,7 @@ class Plan:
                 raise ExportError(f"weight {name} holds a value that is not finite")
             search = self.recipe.searches(bits)
             q = quantize(block, bits, self.recipe.block, search, importance)
-            return QuantizedRows(rows, q, _square(dequantize(q) - block), _square(block))
+            return QuantizedRows(q, _square(dequantize(q) - block), _square(block))
 
         blocks = list(row_blocks(*shape))
         if len(blocks) == 1:  # most weights of a small model: no thread is worth it

@@ -83,13 +83,13 @@ def export(
     """
     target = Path(out).resolve()
     check_target(target, force)
-    recipe_named(recipe)
+    chosen = recipe_named(recipe)
     cut.check()
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     with workplace(target, "partial") as partial:
         try:
             partial.mkdir(parents=True)
-            _fill(partial, opened, recipe_named(recipe), cut, policies, progress)
+            _fill(partial, opened, chosen, cut, policies, progress)
             publish(partial, target, force)
         except OSError as error:
             raise ExportError(

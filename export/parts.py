@@ -3,7 +3,6 @@
 Takes what each layer costs, in bytes; gives ranges of layers. Knows no graph.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +10,9 @@ import numpy as np
 
 from edgejudge.errors import ExportError
 from edgejudge.export.blocks import Plan
+from edgejudge.export.recipe import layer_of
 
 __all__ = ["Cut", "layer_bytes"]
-
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +78,10 @@ def layer_bytes(
     """Bytes of each decoder layer as the plan stores it; `weights` are names with shapes."""
     costs = [0] * layers
     for name, shape in weights:
-        layer = _LAYER.search(name)
+        layer = layer_of(name)
         if layer is None or plan.group_of(name) != "decoder":
             continue
         bits = plan.bits_of(name) if len(shape) > 1 else None
         scales = 0 if bits is None else 32 / plan.recipe.block
-        costs[int(layer[1])] += round(int(np.prod(shape)) * ((bits or 32) + scales) / 8)
+        costs[layer] += round(int(np.prod(shape)) * ((bits or 32) + scales) / 8)
     return costs

@@ -17,7 +17,15 @@ from typing import Any
 from edgejudge.bundle import from_json
 from edgejudge.errors import ExportError
 
-__all__ = ["DEFAULT_RECIPE", "RECIPE_NAMES", "Kinds", "Recipe", "kinds_of", "recipe_named"]
+__all__ = [
+    "DEFAULT_RECIPE",
+    "RECIPE_NAMES",
+    "Kinds",
+    "Recipe",
+    "kinds_of",
+    "layer_of",
+    "recipe_named",
+]
 
 DEFAULT_RECIPE = "balanced"
 RECIPE_NAMES = ("exact", "balanced", "small", "w8")
@@ -53,14 +61,20 @@ class Recipe:
         return self.search and bits < 8
 
 
+def layer_of(name: str) -> int | None:
+    """The layer a weight's name says it belongs to."""
+    match = _LAYER.search(name)
+    return None if match is None else int(match[1])
+
+
 def kinds_of(group_of: Callable[[str], str], layers: int) -> Kinds:
     """A family's groups, refined for recipes; `layers` of the decoder."""
 
     def kind(name: str) -> str:
-        group, layer = group_of(name), _LAYER.search(name)
+        group, layer = group_of(name), layer_of(name)
         if group != "decoder" or layer is None:
             return group
-        place = {0: "first", layers - 1: "last"}.get(int(layer[1]), "middle")
+        place = {0: "first", layers - 1: "last"}.get(layer, "middle")
         role = name.removesuffix(".weight").rpartition(".")[2]
         return f"{group}.{place}.{role}"
 
