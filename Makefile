@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate lint types clean bench-export nano-data nano-train nano-text nano-eval nano-bundle
+.PHONY: help demo test test-gate lint types clean bench-export preprocess-distance nano-data nano-train nano-text nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
 
 bench-export: $(VENV)/.test  ## time and memory of an export at full size (PRESET=..., RECIPE=...); gigabytes in TMPDIR
 	$(BIN)/python tests/bench_export.py $(or $(PRESET),smolvlm2-2.2b) $(or $(RECIPE),balanced)
+
+preprocess-distance: $(VENV)/.test  ## how far our pixels are from those of processors that use torchvision
+	$(BIN)/python -m pip install -q --no-deps --target build/torchvision torchvision==0.28.0
+	PYTHONPATH=build/torchvision $(BIN)/python tests/preprocess_distance.py
 
 clean:  ## remove what the other targets made
 	rm -rf build dist *.egg-info .venv .venv-demo .venv-gate .mypy_cache models/nano/.mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -25,6 +25,7 @@ from edgejudge.bundle import (
 )
 from edgejudge.errors import ExportError, FidelityError
 from edgejudge.gate import Tally, upper_bound
+from edgejudge.gate_set import gate_set
 from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.tokenizer import Tokenizer
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["export_bundle", "exporting_tools", "graph_error"]
 
-_SYNTHETIC = "synthetic"
-_SYNTHETIC_SIDES = ((1, 1), (1, 2), (2, 1), (3, 4), (4, 3), (1, 4), (2, 3), (3, 3))
-_MOST_CONDITIONS = 32
 _AT_ONCE = 8  # pictures that pass the reference's layers together
 _BLAMED = 4  # pictures on which a refused bundle's groups are tried one by one
 
@@ -182,7 +180,7 @@ class _Gate:
                 "checkpoint"
             )
         self._engine.release()
-        name, held_out, seen = _pictures(self._checkpoint, self._bundle.manifest)
+        name, held_out, seen = gate_set(self._checkpoint, self._bundle.manifest)
         random = self._bundle.manifest.random_weights
         if random:  # one picture shows it, the one with the shortest prompt
             held_out = [min(held_out, key=self._prompt_tokens)]
@@ -335,34 +333,6 @@ def _record(
             len(masses), round(float(np.mean(masses)), 4), round(min(masses), 4)
         ),
     )
-
-
-def _pictures(
-    checkpoint: "Checkpoint", manifest: Manifest
-) -> tuple[str, "list[CalibrationPicture]", int]:
-    """The calibration set but what was calibrated on, or drawn pictures with the conditions the
-    bundle is made for.
-    """
-    from edgejudge.export import CalibrationPicture, read_calibration, split_pictures
-
-    folder = checkpoint.calibration_folder
-    if folder is not None:
-        seen, held_out = split_pictures(read_calibration(folder))
-        return folder.name, held_out, len(seen)
-    texts = [concept.name for concept in manifest.concepts]
-    for policy in manifest.policies:
-        texts += [c.text for rule in policy.rules for either in rule.conditions for c in either]
-    conditions = tuple(dict.fromkeys(texts or ["a cat", "a person", "written text"]))
-    side = checkpoint.image.example_size[0]
-    drawn = [
-        CalibrationPicture(
-            f"{_SYNTHETIC}-{height}x{width}",
-            canary_image(side * height, side * width),
-            conditions[:_MOST_CONDITIONS],
-        )
-        for height, width in _SYNTHETIC_SIDES
-    ]
-    return _SYNTHETIC, drawn, 0
 
 
 def _rules(manifest: Manifest) -> tuple[dict[str, tuple[str, ...]], dict[str, float]]:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -221,3 +222,22 @@ def test_references_are_read_as_the_onnx_library_reads_them(
         assert external_locations(data, graph.file) == set(graph.weight_files)
         with pytest.raises(BundleError, match="not a readable ONNX graph"):
             external_locations(data[:-3], graph.file)
+
+
+def test_the_gate_asks_what_the_judge_claims_to_know(checkpoint: Path, tmp_path: Path) -> None:
+    root = checkpoint.parent
+    card = json.loads((checkpoint / "judge.json").read_text())
+    narrow = tmp_path / "narrow"
+    shutil.copytree(checkpoint, narrow)
+    shutil.copytree(root / "calibration", tmp_path / "calibration")
+    card["concepts"] = [c for c in card["concepts"] if c["name"] == "dog"]
+    card["calibration_set"] = "../calibration"
+    (narrow / "judge.json").write_text(json.dumps(card))
+    report = export_bundle(narrow, tmp_path / "out", "exact").fidelity
+    assert report is not None and report.decisions is not None
+    assert (report.decisions.pictures, report.decisions.decisions) == (1, 1), "beer is not asked"
+    card["concepts"] = [{"name": "harp", "aliases": [], "category": "music"}]
+    (narrow / "judge.json").write_text(json.dumps(card))
+    with pytest.raises(ExportError, match="asks about nothing that the judge card lists"):
+        export_bundle(narrow, tmp_path / "none", "exact")
+    assert not (tmp_path / "none").exists()

@@ -98,6 +98,33 @@ def test_a_mosaic_shows_what_its_views_show(nano: dict[str, ModuleType]) -> None
         assert (((used == -1).any(0) & ~(used == 1).any(0)) == (present == -1)).all()
 
 
+def test_a_whole_picture_shows_what_was_put_into_its_bare_tiles(nano: dict[str, ModuleType]) -> None:
+    rng = np.random.default_rng(1)
+    views = torch.arange(60.0).half()[:, None, None].expand(-1, 16, 4)
+    shown = np.zeros((60, 5), np.int8)
+    shown[:30][rng.random((30, 5)) < 0.3] = 1
+    shown[3, 1] = -1
+    own = torch.arange(100.0, 126.0).half().reshape(2, 13, 1, 1).expand(-1, -1, 16, 4)
+    bare = rng.random((2, 13)) < 0.5
+    bare[:, -1] = False
+    whole = nano["mosaics"].Whole(own, np.array([[1, 0, 0, 0, -1], [0, 0, 1, 0, 0]], np.int8), bare)
+    pool = nano["mosaics"].Pool(views, shown, {(3, 4): whole})
+    exchanged = 0
+    for _ in range(60):
+        tokens, present = pool.picture(rng, 3, 4)
+        ids = tokens[:, 0, 0].int().numpy()
+        which = int(ids[-1] - 100) // 13
+        kept = ids >= 100
+        assert (ids[kept] == 100 + 13 * which + np.flatnonzero(kept)).all()
+        assert not (~kept & ~bare[which]).any(), "only bare tiles are exchanged"
+        seen = np.concatenate([whole.shown[which][None], shown[ids[~kept]]])
+        assert ((seen == 1).any(0) == (present == 1)).all()
+        assert (((seen == -1).any(0) & ~(seen == 1).any(0)) == (present == -1)).all()
+        exchanged += int((~kept).sum())
+    assert exchanged > 60
+    assert (own[:, :, 0, 0].int().numpy() >= 100).all(), "the pool itself stays as it was"
+
+
 def test_a_photograph_is_no_negative_for_what_it_shows(
     nano: dict[str, ModuleType], stage: object
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,15 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from words import CHAT_TEMPLATE, SPECIALS, TEMPLATE
 
 
-def card(thresholds: dict[str, float], band: float) -> dict[str, object]:
-    """judge.json: what the judge claims to know and how it wants to be asked."""
+def card(
+    name: str, known: Collection[str], thresholds: dict[str, float], band: float, pictures: str
+) -> dict[str, object]:
+    """judge.json: what the judge claims to know and how it wants to be asked; `pictures` is the
+    folder of its calibration set.
+    """
     return {
         "schema_version": 1,
-        "name": "nano",
+        "name": name,
         "question_template": TEMPLATE,
         "labels": {"yes": ["Yes", " Yes", "yes", " yes"], "no": ["No", " No", "no", " no"]},
         "concepts": [
@@ -35,10 +40,11 @@ def card(thresholds: dict[str, float], band: float) -> dict[str, object]:
                 "category": c.category,
             }
             for c in CONCEPTS
+            if c.name in known
         ],
         "policies": [{"policy": "stickers", "thresholds": thresholds}] if thresholds else [],
         "band": band,
-        "calibration_set": "../calibration",
+        "calibration_set": pictures,
     }
 
 
@@ -74,7 +80,8 @@ def main() -> None:
     )
     processor.save_pretrained(args.out)
     thresholds = json.loads(args.thresholds.read_text()) if args.thresholds else {}
-    (args.out / "judge.json").write_text(json.dumps(card(thresholds, args.band), indent=1) + "\n")
+    judge = card("nano", [c.name for c in CONCEPTS], thresholds, args.band, "../calibration")
+    (args.out / "judge.json").write_text(json.dumps(judge, indent=1) + "\n")
     for file in sorted(args.out.iterdir()):
         print(f"{file.name}: {file.stat().st_size} bytes")
 

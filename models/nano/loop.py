@@ -80,13 +80,17 @@ class Loop:
         )
         self.step = 0
         self._state = args.out / "state.pt"
-        if self._state.exists():
-            state = torch.load(self._state, map_location="cpu", weights_only=True)
-            self.adam.load_state_dict(state["adam"])
-            self.muon.load_state_dict(state["muon"])
+        begun = self._state.exists()
+        before = self._state if begun else (args.weights or args.out) / "state.pt"
+        if before.exists():  # of a run with other heads, --weights is read and its state is not
+            state = torch.load(before, map_location="cpu", weights_only=True)
             for name, head in heads.items():
-                head.data.copy_(state[name])
-            self.step = state["step"]
+                if begun or (name in state and state[name].shape == head.shape):
+                    head.data.copy_(state[name])
+            if begun:
+                self.adam.load_state_dict(state["adam"])
+                self.muon.load_state_dict(state["muon"])
+                self.step = state["step"]
         self._started = self._window = time.time()
         self._seen: list[dict[str, float]] = []
         self._over = False

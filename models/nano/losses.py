@@ -33,6 +33,17 @@ class Losses:
             [[1.0] * len(n) + [0.0] * (width - len(n)) for n in names], device=device
         )
 
+    @property
+    def text(self) -> Any:
+        """The text model without its head."""
+        return self.model.model.text_model
+
+    def positions(self, rows: int, cols: int, start: int, after: torch.Tensor) -> torch.Tensor:
+        """Rope positions of a prefix of `start` tokens and of what stands `after` places behind it,
+        as the text model takes them.
+        """
+        return torch.cat([torch.arange(start, device=self.device), start + after])[None]
+
     def visual_tokens(self, pixels: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """uint8 [N, 3, S, S] -> [N, T, D]; with `kept` [N, K], indices of visual tokens, the tower
         sees the patches of those alone -> [N, K, D].
@@ -63,7 +74,7 @@ class Losses:
         """Each visual token against the mean word embedding of each concept. tokens [N, T, D],
         dense [N, T, C].
         """
-        table = self.model.model.text_model.embed_tokens(self.name_ids) * self.name_mask[..., None]
+        table = self.text.embed_tokens(self.name_ids) * self.name_mask[..., None]
         words = F.normalize(table.sum(1), dim=-1)  # [C, D]
         logits = self.scale * F.normalize(tokens, dim=-1) @ words.T + self.bias
         wanted = (dense == 1).to(logits.dtype)
@@ -92,7 +103,7 @@ class Losses:
         blind prompt. tokens [B, V, T, D].
         """
         count, questions = asked.answers.shape
-        core = self.model.model.text_model
+        core = self.text
         prefix_ids = torch.tensor(self.prompts.prefix(rows, cols), device=self.device)
         prefix = core.embed_tokens(prefix_ids).expand(count, -1, -1).clone()
         prefix[:, prefix_ids == self.prompts.image_id] = tokens.flatten(1, 2)
@@ -101,7 +112,6 @@ class Losses:
         hidden = torch.cat([prefix, core.embed_tokens(ids.reshape(count, -1))], 1)
         total = hidden.shape[1]
         place = torch.arange(total, device=self.device)
-        position = torch.where(place < start, place, start + (place - start) % length)
         branch = torch.where(place < start, -1, (place - start) // length)
         seen = (place[None] <= place[:, None]) & (
             (branch[None] == -1) | (branch[None] == branch[:, None])
@@ -112,7 +122,7 @@ class Losses:
         out = core(
             inputs_embeds=hidden,
             attention_mask=mask[None, None].expand(count, 1, -1, -1),
-            position_ids=position[None],
+            position_ids=self.positions(rows, cols, start, (place[start:] - start) % length),
             use_cache=False,
         ).last_hidden_state
         ends = (

@@ -9,6 +9,7 @@ show. Does not know questions or losses.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from losses import Losses
 from scene import Scene, Stage, views_of
 
 VIEW_COUNTS = (0.42, 0.3, 0.14, 0.08, 0.06)  # probability of 0, 1, 2 ... stickers in a pool's view
+OTHER_GROUND = 0.3  # of the bare tiles of a whole picture are exchanged for others
 AT_ONCE = 64
 
 
@@ -28,13 +30,21 @@ def encode(losses: Losses, scenes: list[Scene]) -> torch.Tensor:
     return whole.reshape(*pixels.shape[:2], *whole.shape[1:])
 
 
+class Whole(NamedTuple):
+    """Encoded pictures of one layout, with what each shows and which of its tiles show nothing."""
+
+    tokens: torch.Tensor  # float16 [M, V, T, D]
+    shown: np.ndarray  # int8 [M, C]
+    bare: np.ndarray  # bool [M, V]
+
+
 @dataclass(slots=True)
 class Pool:
     """Encoded views and pictures, each with what it shows (int8 [.., C]: 1, 0, -1 unclear)."""
 
     views: torch.Tensor  # float16 [N, T, D]
     shown: np.ndarray  # int8 [N, C]
-    pictures: dict[tuple[int, int], tuple[torch.Tensor, np.ndarray]]  # [M, V, T, D], int8 [M, C]
+    pictures: dict[tuple[int, int], Whole]
     _full: np.ndarray = field(init=False)  # views that show something
     _bare: np.ndarray = field(init=False)  # views that show nothing, and are clear about it
 
@@ -60,12 +70,15 @@ class Pool:
             shown.append(np.stack([s.present for s in scenes]))
         whole = {}
         for (rows, cols), count in pictures.items():
-            encoded, present = [], []
+            encoded, present, bare = [], [], []
             for _ in range(-(-count // 4)):
                 scenes = [stage.scene(rng, rows, cols) for _ in range(4)]
                 encoded.append(encode(losses, scenes))
                 present.append(np.stack([s.present for s in scenes]))
-            whole[rows, cols] = (torch.cat(encoded), np.concatenate(present))
+                bare.append(np.stack([(s.sprite == 0).all(axis=1) for s in scenes]))
+            clear = np.concatenate(bare)
+            clear[:, -1] = False  # the global view
+            whole[rows, cols] = Whole(torch.cat(encoded), np.concatenate(present), clear)
         return cls(torch.cat(tokens), np.concatenate(shown), whole)
 
     def mosaic(
@@ -84,14 +97,28 @@ class Pool:
             if count > 1 and rng.random() < 0.6:
                 repeated = rng.choice(np.flatnonzero((self.shown[picks] == 1).any(0)))
                 picks[-1] = rng.choice(np.flatnonzero(self.shown[:, repeated] == 1))
-        shown = self.shown[picks]
-        present = np.where((shown == 1).any(0), 1, np.where((shown == -1).any(0), -1, 0))
-        return self.views[torch.from_numpy(picks)], present.astype(np.int8)
+        shown = _union(self.shown[picks])
+        return self.views[torch.from_numpy(picks)], shown
 
     def picture(
         self, rng: np.random.Generator, rows: int, cols: int
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """One of the whole pictures of a layout."""
-        tokens, present = self.pictures[rows, cols]
-        pick = int(rng.integers(len(tokens)))
-        return tokens[pick], present[pick]
+        """One of the whole pictures of a layout, some of its bare tiles exchanged for other ground
+        or for views that show something: the same few hundred come back every few steps.
+        """
+        whole = self.pictures[rows, cols]
+        pick = int(rng.integers(len(whole.tokens)))
+        tokens, shown = whole.tokens[pick].clone(), whole.shown[pick][None]
+        bare = rng.permutation(np.flatnonzero(whole.bare[pick]))
+        ground = bare[rng.random(len(bare)) < OTHER_GROUND]
+        tokens[ground] = self.views[rng.choice(self._bare, len(ground))]
+        pasted = bare[: int(rng.integers(0, 4))]
+        views = rng.choice(self._full, len(pasted))
+        tokens[pasted] = self.views[views]
+        return tokens, _union(np.concatenate([shown, self.shown[views]]))
+
+
+def _union(shown: np.ndarray) -> np.ndarray:
+    """What views show together, int8 [C]. shown [N, C]."""
+    unclear = np.where((shown == -1).any(0), -1, 0)
+    return np.where((shown == 1).any(0), 1, unclear).astype(np.int8)

@@ -7,6 +7,7 @@ tower meets it, tile or global, crowded with stickers. Does not know questions, 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -59,24 +60,26 @@ class _Placed:
     box: tuple[int, int, int, int]
 
 
-def contents(rng: np.random.Generator, count: int | None = None) -> list[int]:
-    """Concept index of each sticker of a picture, -1 for a distractor."""
+def contents(
+    rng: np.random.Generator, count: int | None = None, weights: np.ndarray = _WEIGHTS
+) -> list[int]:
+    """Concept index of each sticker of a picture, -1 for a distractor. `weights` [C] sum to 1."""
     if count is None:
         count = int(rng.choice(len(COUNTS), p=COUNTS))
     return [
-        -1 if rng.random() < DISTRACTOR_SHARE else int(rng.choice(len(CONCEPTS), p=_WEIGHTS))
+        -1 if rng.random() < DISTRACTOR_SHARE else int(rng.choice(len(CONCEPTS), p=weights))
         for _ in range(count)
     ]
 
 
-def base_rates(draws: int = 40_000, seed: int = 0) -> np.ndarray:
+def base_rates(draws: int = 40_000, seed: int = 0, weights: np.ndarray = _WEIGHTS) -> np.ndarray:
     """Share of pictures that show each concept, float64 [C]; what a judge should say without an
     image.
     """
     rng = np.random.default_rng(seed)
     shown = np.zeros(len(CONCEPTS))
     for _ in range(draws):
-        for index in {i for i in contents(rng) if i >= 0}:
+        for index in {i for i in contents(rng, weights=weights) if i >= 0}:
             shown[index] += 1
     return shown / draws
 
@@ -85,8 +88,18 @@ class Stage:
     """Sprites and photographs of one split, and the drawing of scenes from them."""
 
     def __init__(
-        self, split: str, sprites: Path, photos: Path, artists: tuple[str, ...] | None = None
+        self,
+        split: str,
+        sprites: Path,
+        photos: Path,
+        artists: tuple[str, ...] | None = None,
+        concepts: Collection[str] | None = None,
     ) -> None:
+        """`artists` and `concepts` leave out the drawings of all others."""
+        self.weights = _WEIGHTS
+        if concepts is not None:
+            self.weights = _WEIGHTS * [c.name in concepts for c in CONCEPTS]
+            self.weights /= self.weights.sum()
         data = np.load(sprites)
         keep = np.ones(len(data["concept"]), bool)
         if artists is not None:
@@ -133,7 +146,7 @@ class Stage:
         if size is not None:
             small = 0.0625 * max(size)  # 120 px in a 1920 px screenshot
         large = (0.5 if busy else 0.8) * min(width, height)
-        drawn = contents(rng, int(rng.integers(3, 9)) if busy else None)
+        drawn = contents(rng, int(rng.integers(3, 9)) if busy else None, self.weights)
         placed: list[_Placed] = []
         for index in drawn if show is None else show:
             row = self._pick(rng, index)
@@ -167,7 +180,7 @@ class Stage:
         placed: list[_Placed] = []
         cut = 0.5 if rng.random() < 0.4 else 0.06
         count = int(rng.integers(1, 8)) if count is None else count
-        for nth, index in enumerate(contents(rng, count)):
+        for nth, index in enumerate(contents(rng, count, self.weights)):
             row = self._pick(rng, index)
             if row is None:
                 continue

@@ -26,22 +26,23 @@ from words import Prompts
 
 # (rows, cols), pictures in a batch, questions a picture, share of the steps
 LAYOUTS = (
-    ((0, 0), 48, 10, 0.3),
-    ((2, 2), 20, 20, 0.2),
-    ((3, 4), 10, 32, 0.15),
-    ((4, 3), 10, 32, 0.15),
-    ((4, 4), 8, 32, 0.2),
+    ((0, 0), 48, 10, 0.1),
+    ((2, 4), 14, 28, 0.05),
+    ((4, 2), 14, 28, 0.05),
+    ((3, 4), 10, 32, 0.25),
+    ((4, 3), 10, 32, 0.25),
+    ((4, 4), 8, 32, 0.3),
 )
-WHOLE = {(3, 4): 160, (4, 3): 160, (4, 4): 240}  # pictures drawn whole, views and all
+WHOLE = {(3, 4): 440, (4, 3): 440, (4, 4): 640}  # pictures drawn whole, views and all
 NOISE = 0.1  # of the visual tokens' own spread: the same views come back every few steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--views", type=int, default=20_000, help="views in the pool")
+    parser.add_argument("--views", type=int, default=12_000, help="views in the pool")
     parser.add_argument(
-        "--whole-share", type=float, default=0.3, help="of the tiled steps, on whole pictures"
+        "--whole-share", type=float, default=0.6, help="of the tiled steps, on whole pictures"
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -6,6 +6,8 @@ samplers. Does not know pixels or the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from concepts import CONCEPTS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -42,9 +44,9 @@ blue yellow black white brown orange purple pink grey large small
 NAME_FORMS = (("phrase", 0.6), ("alias", 0.25), ("name", 0.15))
 
 
-def train_tokenizer() -> Tokenizer:
+def train_tokenizer(specials: Sequence[str] = SPECIALS, more: Sequence[str] = ()) -> Tokenizer:
     """Byte-level BPE over the questions and the words of later tasks; every concept word becomes
-    one token.
+    one token. `more` are texts that should cost few tokens too.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -56,11 +58,11 @@ def train_tokenizer() -> Tokenizer:
                 f"User: {TEMPLATE.format(condition=form)}\nAssistant: Yes",
                 f"{form}\nAssistant: No",
             ] * 3
-    texts += LATER.split("\n") * 3
+    texts += [*LATER.split("\n"), *more] * 3
     texts += [f" {c}" for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"] * 3
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=SPECIALS,
+        special_tokens=list(specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         min_frequency=2,
         show_progress=False,
@@ -70,31 +72,30 @@ def train_tokenizer() -> Tokenizer:
 
 
 class Prompts:
-    """Token ids of prefixes and branches, as the family's chat format lays them out."""
+    """Token ids of prefixes and branches, as the family's chat format lays them out; a subclass is
+    another family's.
+    """
+
+    IMAGE = "<image>"
+    OPENING = "<|im_start|>User:"  # before the image
+    BLIND_OPENING = "<|im_start|>User: "  # before a question without any image
+    CLOSING = "<end_of_utterance>\nAssistant:"  # from the question to the answer
+    ANSWERS = (" Yes", " No")
 
     def __init__(self, tokenizer: Tokenizer, tokens_per_view: int) -> None:
         self._t = tokenizer
         self._n = tokens_per_view
-        self.yes = tokenizer.encode(" Yes").ids
-        self.no = tokenizer.encode(" No").ids
+        self.yes, self.no = (tokenizer.encode(answer).ids for answer in self.ANSWERS)
         assert len(self.yes) == len(self.no) == 1, "Yes and No must be one token each"
-        self.image_id = tokenizer.token_to_id("<image>")
-        self.branches = [
-            {
-                form: self.ids(self.question(getattr(c, form)) + "<end_of_utterance>\nAssistant:")
-                for form, _ in NAME_FORMS
-            }
+        self.image_id = tokenizer.token_to_id(self.IMAGE)
+        asked = [
+            {form: self.question(getattr(c, form)) + self.CLOSING for form, _ in NAME_FORMS}
             for c in CONCEPTS
         ]
+        self.branches = [{form: self.ids(text) for form, text in each.items()} for each in asked]
         self.blind = [
-            {
-                form: self.ids(
-                    f"<|im_start|>User: {self.question(getattr(c, form))}"
-                    "<end_of_utterance>\nAssistant:"
-                )
-                for form, _ in NAME_FORMS
-            }
-            for c in CONCEPTS
+            {form: self.ids(self.BLIND_OPENING + text) for form, text in each.items()}
+            for each in asked
         ]
 
     @staticmethod
@@ -106,8 +107,8 @@ class Prompts:
 
     def prefix(self, rows: int, cols: int) -> list[int]:
         """`<|im_start|>User:` and the expanded image, as SmolVLM's processor writes it."""
-        fake, image = "<fake_token_around_image>", "<image>" * self._n
-        text = "<|im_start|>User:"
+        fake, image = "<fake_token_around_image>", self.IMAGE * self._n
+        text = self.OPENING
         for r in range(1, rows + 1):
             text += "".join(f"{fake}<row_{r}_col_{c}>{image}" for c in range(1, cols + 1)) + "\n"
         text += ("\n" if rows else "") + f"{fake}<global-img>{image}{fake}"
