@@ -1,8 +1,8 @@
-"""The engine: an image prefix computed once, any number of questions scored over it.
+"""The engine: prefixes computed once, any number of questions scored over them.
 
-Takes an opened bundle, pixel views and token ids; gives visual tokens, a prefix in the KV cache and
-label logits at each question's last token. Sessions open when first needed. Does not know policies,
-thresholds or text.
+Takes an opened bundle, pixel views and token ids; gives visual tokens, prefixes in the KV cache
+(system prompt, then image, then what questions share) and label logits at each question's last
+token. Sessions open when first needed. Does not know policies, thresholds or text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from edgejudge.errors import BundleError, InputError, ProviderError
 from edgejudge.models.rope import rotation
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.kv_cache import KvCache
-from edgejudge.runtime.packing import causal, pack
 from edgejudge.runtime.session import CPU, Session, default_threads, open_session
 from edgejudge.runtime.trace import Trace
+from edgejudge.runtime.tree import causal, plan_passes
 
 __all__ = ["Engine", "Prefix"]
 
@@ -28,8 +28,8 @@ _TARGET = "cpu"
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """Tokens that lie in the engine's cache. `serial` tells an older prefix from the one that
-    replaced it.
+    """Tokens that lie in the engine's cache, from its first row on. `serial` tells it from others
+    that lay there.
     """
 
     length: int
@@ -42,7 +42,8 @@ class Engine:
     """One bundle, loaded. Not for use by two threads at once: the cache is one.
 
     `chunk` is how many prompt tokens run in one pass, `pack_tokens` how many tokens of packed
-    branches.
+    branches. Prefixes are held as a stack, each continuing the one below; what is asked of one
+    drops those above it.
     """
 
     bundle: Bundle
@@ -54,6 +55,7 @@ class Engine:
     _cache: KvCache
     _embeddings: NDArray[Any]
     _serial: int = 0
+    _held: list[Prefix] = field(default_factory=list)
     _sessions: dict[tuple[str, int | None], Session] = field(default_factory=dict)
 
     @classmethod
@@ -100,55 +102,70 @@ class Engine:
         ids: Sequence[int],
         visual: NDArray[np.float32] | None = None,
         positions: NDArray[np.int64] | None = None,
+        after: Prefix | None = None,
     ) -> Prefix:
-        """Puts a prefix into the cache, in place of the last one.
+        """Puts tokens into the cache behind the prefix `after`, or in place of everything.
 
         `visual` [N, D] fills its N image tokens, in order. `positions` [S] or [3, S] are the rope
-        positions; None counts up from 0.
+        positions; None counts up from where `after` ends.
         """
         self._load_decoder()
+        begin, position = self._rewind(after)
         if positions is None:
-            positions = np.arange(len(ids), dtype=np.int64)
+            positions = position + np.arange(len(ids), dtype=np.int64)
         with self.trace.span("prefill", "cpu", tokens=len(ids)):
             hidden = self._embed(np.asarray(ids, np.int64), visual)
-            self._cache.rewind(0)
-            self._serial += 1
-            for begin in range(0, len(ids), self.chunk):
-                part = np.s_[begin : begin + self.chunk]
+            for first in range(0, len(ids), self.chunk):
+                part = np.s_[first : first + self.chunk]
                 rows = hidden[part]
-                self._decode(rows, positions[..., part], causal(len(rows), begin))
+                self._decode(rows, positions[..., part], causal(len(rows), self._cache.cursor))
                 self._cache.advance(len(rows))
-        return Prefix(len(ids), int(positions.max()) + 1, self._serial)
+        return self._hold(begin + len(ids), int(positions.max()) + 1)
+
+    def snapshot(self, prefix: Prefix, after: Prefix | None = None) -> NDArray[np.float32]:
+        """A copy of a prefix's keys and values behind `after`: [layers, 2, kv_heads, S, head_dim],
+        for `restore`.
+        """
+        self._must_hold(prefix)
+        begin = 0 if after is None else after.length
+        return self._cache.read(begin, prefix.length)
+
+    def restore(
+        self, rows: NDArray[np.float32], position: int, after: Prefix | None = None
+    ) -> Prefix:
+        """Puts a snapshot behind the prefix that it was taken behind, instead of computing it;
+        `position` is the prefix's.
+        """
+        begin, _ = self._rewind(after)
+        with self.trace.span("restore", tokens=rows.shape[3]):
+            self._cache.write(rows)
+        return self._hold(begin + rows.shape[3], position)
 
     def score(
         self, prefix: Prefix, branches: Sequence[Sequence[int]], packed: bool = True
     ) -> NDArray[np.float32]:
         """Label logits [B, R] at the end of each branch over the prefix.
 
-        `packed=False` runs every branch in a pass of its own: the reference that packing is tested
-        against.
+        Branches are a tree: what some begin with in common is computed once. `packed=False` runs
+        every branch by itself: the reference that packing is tested against.
         """
-        self._must_hold(prefix)
-        return self._branches(branches, prefix.length, prefix.position, packed)
+        return self.label_logits(self.ends(prefix, branches, packed))
 
     def score_blind(
         self, prompts: Sequence[Sequence[int]], packed: bool = True
     ) -> NDArray[np.float32]:
-        """Label logits [B, R] of whole prompts without an image. Replaces the prefix in the
-        cache.
-        """
-        self._cache.rewind(0)
-        self._serial += 1
-        return self._branches(prompts, 0, 0, packed)
+        """Label logits [B, R] of whole prompts without an image. Empties the cache."""
+        self._rewind(None)
+        return self.label_logits(self._ends(prompts, 0, packed))
 
-    def full_logits(self, prefix: Prefix, branch: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [vocabulary] of the full head at the end of one branch; loads the LM head."""
-        self._must_hold(prefix)
-        (step,) = pack([branch], prefix.length, prefix.position, len(branch))
-        hidden = self._decode(self._embed(step.ids, None), step.positions, step.bias)
-        (logits,) = self._session("lm_head").run({"hidden": hidden[step.ends]})
-        out: NDArray[np.float32] = logits[0]
-        return out
+    def full_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Hidden states [B, D] before the final norm -> logits [B, vocabulary]; loads the LM
+        head.
+        """
+        head = self._session("lm_head")
+        with self.trace.span("lm_head", "cpu", rows=len(hidden)):
+            (logits,) = head.run({"hidden": hidden})
+        return np.ascontiguousarray(logits, np.float32)
 
     def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """P(yes) / (P(yes) + P(no)) [B], a label's variants joined by log-sum-exp.
@@ -189,18 +206,12 @@ class Engine:
         cosines: NDArray[np.float32] = texts @ vectors[0]
         return cosines
 
-    def _must_hold(self, prefix: Prefix) -> None:
-        if prefix.serial != self._serial:
-            raise InputError(
-                "stale_prefix", "this prefix was replaced by a later prefill; prefill it again"
-            )
-
     def ends(
         self, prefix: Prefix, branches: Sequence[Sequence[int]], packed: bool = True
     ) -> NDArray[np.float32]:
         """Hidden states [B, D] before the final norm, at the end of each branch."""
-        self._must_hold(prefix)
-        return self._ends(branches, prefix.length, prefix.position, packed)
+        _, position = self._rewind(prefix)
+        return self._ends(branches, position, packed)
 
     def label_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Hidden states [B, D] before the final norm -> label logits [B, R]."""
@@ -209,22 +220,53 @@ class Engine:
             (logits,) = head.run({"hidden": hidden})
         return np.ascontiguousarray(logits, np.float32)
 
-    def _branches(
-        self, branches: Sequence[Sequence[int]], start: int, position: int, packed: bool
-    ) -> NDArray[np.float32]:
-        return self.label_logits(self._ends(branches, start, position, packed))
+    def _must_hold(self, prefix: Prefix) -> None:
+        if prefix not in self._held:
+            raise InputError(
+                "stale_prefix", "this prefix was replaced by a later prefill; prefill it again"
+            )
+
+    def _rewind(self, prefix: Prefix | None) -> tuple[int, int]:
+        """Drops all that lies behind a prefix; gives its length and the position after it."""
+        if prefix is None:
+            self._held.clear()
+            self._cache.rewind(0)
+            return 0, 0
+        self._must_hold(prefix)
+        del self._held[self._held.index(prefix) + 1 :]
+        self._cache.rewind(prefix.length)
+        return prefix.length, prefix.position
+
+    def _hold(self, length: int, position: int) -> Prefix:
+        self._serial += 1
+        prefix = Prefix(length, position, self._serial)
+        self._held.append(prefix)
+        return prefix
 
     def _ends(
-        self, branches: Sequence[Sequence[int]], start: int, position: int, packed: bool
+        self, branches: Sequence[Sequence[int]], position: int, packed: bool
     ) -> NDArray[np.float32]:
+        """Over what lies before the cursor, which stays where it is."""
         self._load_decoder()
+        start = self._cache.cursor
         ends = np.zeros((len(branches), self.spec.text.hidden), np.float32)
-        budget = self.pack_tokens if packed else 1
-        total = sum(map(len, branches))
-        with self.trace.span("score", "cpu", branches=len(branches), tokens=total):
-            for step in pack(branches, start, position, budget):
-                hidden = self._decode(self._embed(step.ids, None), step.positions, step.bias)
-                ends[list(step.members)] = hidden[step.ends]
+        trees = [(branches, np.arange(len(branches)))]
+        if not packed:
+            trees = [([branch], np.array([i])) for i, branch in enumerate(branches)]
+        try:
+            for some, places in trees:
+                passes = plan_passes(some, start, position, self.pack_tokens)
+                tokens = sum(len(step.ids) for step in passes)
+                with self.trace.span("score", "cpu", branches=len(some), tokens=tokens):
+                    for step in passes:
+                        self._cache.rewind(start + step.kept)
+                        hidden = self._decode(
+                            self._embed(step.ids, None), step.positions, step.bias
+                        )
+                        self._cache.advance(len(step.ids))
+                        ends[places[step.members]] = hidden[step.ends]
+        finally:
+            self._cache.rewind(start)
         return ends
 
     def _embed(

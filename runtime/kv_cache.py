@@ -66,6 +66,23 @@ class KvCache:
         assert 0 <= cursor <= self.cursor, "a cache rewinds, it never skips forward"
         self.cursor = cursor
 
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        """A copy of valid rows: [layers, 2, kv_heads, end - begin, head_dim]."""
+        assert 0 <= begin <= end <= self.cursor, "only valid rows can be read"
+        pairs = zip(self.keys, self.values, strict=True)
+        return np.stack(
+            [np.concatenate([k[:, :, begin:end], v[:, :, begin:end]]) for k, v in pairs]
+        )
+
+    def write(self, rows: NDArray[np.float32]) -> None:
+        """Puts rows that `read` gave behind the cursor and moves it."""
+        tokens = rows.shape[3]
+        self.reserve(tokens)
+        place = np.s_[:, :, self.cursor : self.cursor + tokens]
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            keys[place], values[place] = rows[layer, :1], rows[layer, 1:]
+        self.advance(tokens)
+
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (*self.keys, *self.values))

@@ -50,7 +50,12 @@ def make_prefix(engine: Engine, views: int, seed: int = 0) -> tuple[list[int], n
     return [1, 60, 61, *[image] * len(visual), 62, 63], visual
 
 
-texts = st.lists(st.integers(50, 400), min_size=1, max_size=14)
+# Some begin alike, as questions of one template do.
+texts = st.builds(
+    list.__add__,
+    st.sampled_from([[], [77, 78, 79], [77, 78, 90, 91, 92]]),
+    st.lists(st.integers(50, 400), min_size=1, max_size=14),
+)
 
 
 @pytest.mark.parametrize("recipe", ["exact", "w8"])
@@ -116,6 +121,67 @@ def test_a_fork_is_a_fresh_prefill(engines: dict[str, Engine], folders: dict[str
         engine.score(prefix, [[70]])
 
 
+@pytest.mark.parametrize("recipe", ["exact", "w8"])
+@given(
+    levels=st.lists(st.lists(st.integers(50, 400), min_size=1, max_size=30), max_size=4),
+    image_at=st.integers(0, 4),
+)
+@SLOW
+def test_a_tree_of_prefixes_is_one_prefix(
+    engines: dict[str, Engine], recipe: str, levels: list[list[int]], image_at: int
+) -> None:
+    """System prompt, image, template: levels held one over the other, and one flat prefill."""
+    engine = engines[recipe]
+    ids, visual = make_prefix(engine, 1)
+    parts: list[tuple[list[int], np.ndarray | None]] = [(level, None) for level in levels]
+    parts.insert(image_at, (ids, visual))
+    branches = [[70, 71], [80, 81, 82], [70, 90]]
+    flat = engine.score(engine.prefill([i for part, _ in parts for i in part], visual), branches)
+    held = []
+    for part, seen in parts:
+        held.append(engine.prefill(part, seen, after=held[-1] if held else None))
+    deep = engine.score(held[-1], branches)
+    assert np.abs(deep - flat).max() < LOGIT_BAND
+    difference = engine.label_probabilities(deep) - engine.label_probabilities(flat)
+    assert np.abs(difference).max() < BAND
+    # A fork at a lower level is that level alone, and ends what was built on it.
+    for level in reversed(held[:-1]):
+        engine.score(level, branches)
+    if len(held) > 1:
+        with pytest.raises(InputError, match="prefill it again"):
+            engine.score(held[-1], branches)
+
+
+def test_a_snapshot_is_its_prefix(engines: dict[str, Engine], folders: dict[str, Path]) -> None:
+    engine = engines["w8"]
+    ids, visual = make_prefix(engine, 1)
+    branches = [[70, 71], [80, 81, 82]]
+    system = engine.prefill([1, 55, 56])
+    image = engine.prefill(ids, visual, after=system)
+    expected = engine.score(image, branches)
+    rows = engine.snapshot(image, after=system)
+    assert rows.shape[3] == len(ids)
+    engine.score(system, [[99] * 20])
+    again = engine.restore(rows, image.position, after=system)
+    assert np.array_equal(engine.score(again, branches), expected)
+    other = open_engine(folders["w8"])
+    behind = other.prefill([1, 55, 56])
+    assert np.array_equal(
+        other.score(other.restore(rows, image.position, behind), branches), expected
+    )
+    with pytest.raises(InputError, match="prefill it again"):
+        engine.snapshot(image)
+
+
+def test_shared_beginnings_run_once(engines: dict[str, Engine]) -> None:
+    engine = engines["exact"]
+    prefix = engine.prefill([1, 60])
+    engine.trace.clear()
+    engine.score(prefix, [[77, 78, 79, i] for i in range(60, 70)])
+    (score,) = [s for s in engine.trace.spans if s.name == "score"]
+    assert score.counts == {"branches": 10, "tokens": 3 + 10}
+
+
 def test_blind_prompts_do_not_see_each_other(engines: dict[str, Engine]) -> None:
     engine = engines["w8"]
     prompts = [[1, 60, 70], [1, 80, 81, 82, 83], [1, 90]]
@@ -137,11 +203,12 @@ def test_the_cache_grows_between_buckets(engines: dict[str, Engine]) -> None:
 def test_label_rows_are_rows_of_the_full_head(engines: dict[str, Engine]) -> None:
     for engine in engines.values():
         prefix = engine.prefill(*make_prefix(engine, 1))
-        rows = engine.score(prefix, [[70, 71]])[0]
-        full = engine.full_logits(prefix, [70, 71])
-        assert len(full) == engine.spec.text.vocab
+        ends = engine.ends(prefix, [[70, 71], [80]])
+        full = engine.full_logits(ends)
+        assert full.shape == (2, engine.spec.text.vocab)
         band = LOGIT_BAND if engine.bundle.manifest.recipe == "exact" else 0.2
-        assert np.abs(full[list(engine.bundle.manifest.label_rows)] - rows).max() < band
+        rows = list(engine.bundle.manifest.label_rows)
+        assert np.abs(full[:, rows] - engine.label_logits(ends)).max() < band
 
 
 def test_verdicts_never_load_the_full_head(folders: dict[str, Path]) -> None:

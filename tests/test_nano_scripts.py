@@ -98,7 +98,9 @@ def test_a_mosaic_shows_what_its_views_show(nano: dict[str, ModuleType]) -> None
         assert (((used == -1).any(0) & ~(used == 1).any(0)) == (present == -1)).all()
 
 
-def test_a_whole_picture_shows_what_was_put_into_its_bare_tiles(nano: dict[str, ModuleType]) -> None:
+def test_a_whole_picture_shows_what_its_bare_tiles_were_given(
+    nano: dict[str, ModuleType],
+) -> None:
     rng = np.random.default_rng(1)
     views = torch.arange(60.0).half()[:, None, None].expand(-1, 16, 4)
     shown = np.zeros((60, 5), np.int8)
