@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     title = f"{result.bundle} ({result.recipe}), {result.questions} questions, {result.picture}"
     table = Table("what", "n", "p50 ms", "p95 ms", title=title)
     rows = {"warm verdict": result.warm, **{f"  {k}": v for k, v in result.stages.items()}}
+    rows["verdict, prefix kept"] = result.kept
     if result.cold_process:
         rows["cold process"] = result.cold_process
     for name, value in rows.items():

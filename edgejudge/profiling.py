@@ -21,7 +21,8 @@ from edgejudge.errors import EdgeJudgeError
 
 __all__ = ["Percentiles", "Profile", "peak_rss_mib", "profile"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+KEPT_BYTES = 1 << 30  # enough for one picture of any judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,9 @@ class Percentiles:
 @dataclass(frozen=True, slots=True)
 class Profile:
     """`first_verdict_ms` counts from before the bundle is opened, in a process that has imported
-    edgejudge. `cold_process` is `edgejudge screen` on one picture as a whole process. `stages` are
-    warm, p50 and p95.
+    edgejudge. `warm` computes the picture anew each time, `kept` finds its prefix in the cache.
+    `cold_process` is `edgejudge screen` on one picture as a whole process. `stages` are those of
+    `warm`.
     """
 
     schema_version: int
@@ -63,6 +65,7 @@ class Profile:
     picture: str
     first_verdict_ms: float
     warm: Percentiles
+    kept: Percentiles
     stages: dict[str, Percentiles]
     cold_process: Percentiles | None
     library_images: int
@@ -108,23 +111,23 @@ def profile(
         )
     from edgejudge.judge import Judge
     from edgejudge.models.image import canary_image
+    from edgejudge.prefix_cache import PrefixCache
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(picture) if picture else Path(folder, "screen.png")
         if picture is None:
             _write_png(path, canary_image(1080, 1920))
         began = time.perf_counter()
-        judge = Judge.load(bundle, allow_random=True)
+        judge = Judge.load(bundle, allow_random=True, prefix_cache_bytes=0)
         verdict = judge.screen(path, policy=policy)
         first_ms = (time.perf_counter() - began) * 1e3
         if verdict.error is not None:
             raise EdgeJudgeError(f"{path}: {verdict.error.message}; give another picture")
-        warm, stages = [], []
-        for _ in range(runs):
-            start = time.perf_counter()
-            verdict = judge.screen(path, policy=policy)
-            warm.append((time.perf_counter() - start) * 1e3)
-            stages.append(dict(verdict.stages_ms))
+        warm = [_timed(judge, path, policy) for _ in range(runs)]
+        keeping = Judge(judge.bundle, judge.engine, prefix_cache=PrefixCache(KEPT_BYTES))
+        keeping.screen(path, policy=policy)
+        kept = [_timed(keeping, path, policy)[0] for _ in range(runs)]
+        stages = [dict(verdict.stages_ms) for _, verdict in warm]
         rate = _library(judge, policy, Path(folder), images) if images else None
         rss = peak_rss_mib()  # before other processes are started
         colds = [_cold_process_ms(bundle, policy, path) for _ in range(cold)]
@@ -139,7 +142,8 @@ def profile(
         sum(len(c.alternatives) for r in verdict.rules for c in r.conditions),
         path.name if picture else "drawn 1920x1080 PNG",
         round(first_ms, 3),
-        Percentiles.of(warm),
+        Percentiles.of([ms for ms, _ in warm]),
+        Percentiles.of(kept),
         {name: Percentiles.of([s.get(name, 0.0) for s in stages]) for name in names},
         Percentiles.of(colds) if colds else None,
         images,
@@ -148,6 +152,12 @@ def profile(
         dict(verdict.placement),
         _machine(),
     )
+
+
+def _timed(judge: Any, path: Path, policy: str) -> tuple[float, Any]:
+    start = time.perf_counter()
+    verdict = judge.screen(path, policy=policy)
+    return (time.perf_counter() - start) * 1e3, verdict
 
 
 def _write_png(path: Path, rgb: Any) -> None:

@@ -144,7 +144,9 @@ class Verdict:
 
     `path` is as the caller gave it, None for pictures in memory; `sha256` is of the encoded bytes,
     None where there were none. `stages_ms` and `placement` say how long each stage took and which
-    execution provider ran it.
+    execution provider ran it. `prefix_cache` says whether the picture's prefix was kept from an
+    earlier verdict ("off": nothing is kept, or there was no picture to look up), and
+    `reused_tokens` how many prompt tokens were not computed again.
     """
 
     verdict: Outcome | None
@@ -160,6 +162,8 @@ class Verdict:
     policy_sha256: str
     stages_ms: Table[float]
     placement: Table[str]
+    prefix_cache: Literal["hit", "miss", "off"]
+    reused_tokens: int
 
     @property
     def broken(self) -> tuple[RuleVerdict, ...]:
@@ -184,4 +188,6 @@ class Verdict:
             },
             "stages_ms": {name: round(ms, 3) for name, ms in self.stages_ms.items()},
             "placement": dict(self.placement),
+            "prefix_cache": self.prefix_cache,
+            "reused_tokens": self.reused_tokens,
         }

@@ -5,8 +5,9 @@ Takes an opened bundle, pixel views and token ids; gives visual tokens, prefixes
 token. Sessions open when first needed. Does not know policies, thresholds or text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
@@ -39,7 +40,8 @@ class Prefix:
 
 @dataclass(slots=True)
 class Engine:
-    """One bundle, loaded. Not for use by two threads at once: the cache is one.
+    """One bundle, loaded. Not for use by two threads at once, since the cache is one; but for
+    `encode_image`, which may run beside the rest.
 
     `chunk` is how many prompt tokens run in one pass, `pack_tokens` how many tokens of packed
     branches. Prefixes are held as a stack, each continuing the one below; what is asked of one
@@ -51,12 +53,14 @@ class Engine:
     threads: int
     chunk: int
     pack_tokens: int
-    trace: Trace
+    trace: Trace  # of the request that has the engine; another may be put in its place
     _cache: KvCache
     _embeddings: NDArray[Any]
     _serial: int = 0
     _held: list[Prefix] = field(default_factory=list)
     _sessions: dict[tuple[str, int | None], Session] = field(default_factory=dict)
+    _opening: Lock = field(default_factory=Lock)
+    interrupt: Callable[[], None] | None = None  # called before each pass, which it may prevent
 
     @classmethod
     def open(
@@ -86,14 +90,22 @@ class Engine:
         """Stage -> provider, of the stages that were loaded."""
         return {stage: session.provider for (stage, _), session in self._sessions.items()}
 
+    def new_trace(self) -> Trace:
+        """For a request, to be put in place of `trace` while the request has the engine."""
+        return Trace()
+
     def release(self, stage: str | None = None) -> None:
         """Frees the sessions of a stage, or of all; they are opened again when they are needed."""
         self._sessions = {k: v for k, v in self._sessions.items() if stage and k[0] != stage}
 
-    def encode_image(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """The vision graph's inputs -> visual tokens [N, D]."""
-        session = self._session("vision")
-        with self.trace.span("vision", "cpu"):
+    def encode_image(
+        self, feeds: Mapping[str, NDArray[Any]], trace: Trace | None = None
+    ) -> NDArray[np.float32]:
+        """The vision graph's inputs -> visual tokens [N, D]; timed in `trace`, where the engine is
+        at work on another picture.
+        """
+        session = self._session("vision", trace=trace)
+        with (trace or self.trace).span("vision", "cpu"):
             (tokens,) = session.run(dict(feeds))
         return np.ascontiguousarray(tokens.reshape(-1, self.spec.text.hidden), np.float32)
 
@@ -121,6 +133,10 @@ class Engine:
                 self._decode(rows, positions[..., part], causal(len(rows), self._cache.cursor))
                 self._cache.advance(len(rows))
         return self._hold(begin + len(ids), int(positions.max()) + 1)
+
+    def holds(self, prefix: Prefix) -> bool:
+        """Whether the prefix still lies in the cache."""
+        return prefix in self._held
 
     def snapshot(self, prefix: Prefix, after: Prefix | None = None) -> NDArray[np.float32]:
         """A copy of a prefix's keys and values behind `after`: [layers, 2, kv_heads, S, head_dim],
@@ -221,7 +237,7 @@ class Engine:
         return np.ascontiguousarray(logits, np.float32)
 
     def _must_hold(self, prefix: Prefix) -> None:
-        if prefix not in self._held:
+        if not self.holds(prefix):
             raise InputError(
                 "stale_prefix", "this prefix was replaced by a later prefill; prefill it again"
             )
@@ -291,6 +307,8 @@ class Engine:
 
         hidden [S, D], positions [S] or [3, S].
         """
+        if self.interrupt is not None:
+            self.interrupt()
         cache, tokens = self._cache, len(hidden)
         if int(positions.max()) >= self.spec.text.max_positions:
             raise InputError(
@@ -326,10 +344,11 @@ class Engine:
         for part in self.bundle.manifest.parts:
             self._session("decoder", part.index)
 
-    def _session(self, stage: str, part: int | None = None) -> Session:
+    def _session(self, stage: str, part: int | None = None, trace: Trace | None = None) -> Session:
         key = (stage, part)
-        if key not in self._sessions:
-            with self.trace.span("load", "cpu"):
-                graph = self.bundle.graph(_TARGET, stage, part)
-                self._sessions[key] = open_session(self.bundle, graph, CPU, self.threads)
-        return self._sessions[key]
+        with self._opening:
+            if key not in self._sessions:
+                with (trace or self.trace).span("load", "cpu"):
+                    graph = self.bundle.graph(_TARGET, stage, part)
+                    self._sessions[key] = open_session(self.bundle, graph, CPU, self.threads)
+            return self._sessions[key]

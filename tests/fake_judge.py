@@ -5,7 +5,7 @@ the tokens of a question are its characters, so the engine can read it back.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -48,24 +48,51 @@ class FakeEngine:
         self.asked: list[list[str]] = []
         self.failure: Exception | None = None
         self.trace = Trace()
+        self.interrupt: Callable[[], None] | None = None
         self.placement = {"vision": "FakeProvider"}
+        self.prefixes: list[int] = []  # lengths of those that lie in the cache
 
-    def encode_image(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        with self.trace.span("vision"):
+    def new_trace(self) -> Trace:
+        return Trace()
+
+    def encode_image(
+        self, feeds: Mapping[str, NDArray[Any]], trace: Any = None
+    ) -> NDArray[np.float32]:
+        with (trace or self.trace).span("vision"):
             return np.zeros((len(feeds["pixel_values"]) * 4, 8), np.float32)
 
     def prefill(
         self,
         ids: Sequence[int],
-        visual: NDArray[np.float32] | None,
-        positions: NDArray[np.int64] | None,
+        visual: NDArray[np.float32] | None = None,
+        positions: NDArray[np.int64] | None = None,
+        after: Any = None,
     ) -> Any:
+        if self.interrupt is not None:
+            self.interrupt()
         if self.failure is not None:
             raise self.failure
-        assert visual is not None and list(ids).count(IMAGE) == len(visual)
-        return len(ids)
+        assert list(ids).count(IMAGE) == (0 if visual is None else len(visual))
+        return self._hold(len(ids), after)
+
+    def holds(self, prefix: Any) -> bool:
+        return prefix in self.prefixes
+
+    def snapshot(self, prefix: Any, after: Any = None) -> NDArray[np.float32]:
+        assert self.holds(prefix)
+        return np.zeros((1, 2, 1, prefix - (after or 0), 2), np.float32)
+
+    def restore(self, rows: NDArray[np.float32], position: int, after: Any = None) -> Any:
+        return self._hold(rows.shape[3], after)
+
+    def _hold(self, length: int, after: Any) -> int:
+        self.prefixes = [] if after is None else self.prefixes[: self.prefixes.index(after) + 1]
+        self.prefixes.append(length + (after or 0))
+        return self.prefixes[-1]
 
     def score(self, prefix: Any, branches: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        if self.interrupt is not None:
+            self.interrupt()
         with self.trace.span("score"), self._nested("decoder"):
             texts = ["".join(chr(i) for i in ids if i != END) for ids in branches]
         self.asked.append(texts)
@@ -84,11 +111,24 @@ class FakeEngine:
 class ColourEngine(FakeEngine):
     """Red pictures show a gun, grey ones perhaps, all others nothing."""
 
-    def encode_image(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def encode_image(
+        self, feeds: Mapping[str, NDArray[Any]], trace: Any = None
+    ) -> NDArray[np.float32]:
         red, green, blue = feeds["pixel_values"].mean(axis=(0, 2, 3))
         shown = 0.95 if red > green + 0.5 else 0.5 if abs(red - blue) < 0.1 else 0.01
-        self.answers = {"a gun": shown}
-        return super().encode_image(feeds)
+        # In the tokens, not in the engine: the next picture is encoded before this one is asked.
+        return super().encode_image(feeds, trace) + np.float32(shown)
+
+    def prefill(
+        self,
+        ids: Sequence[int],
+        visual: NDArray[np.float32] | None = None,
+        positions: NDArray[np.int64] | None = None,
+        after: Any = None,
+    ) -> Any:
+        if visual is not None:
+            self.answers = {"a gun": float(visual[0, 0])}
+        return super().prefill(ids, visual, positions, after)
 
 
 def compiled(policy: PolicyRecord, concepts: tuple[ConceptRecord, ...] = ()) -> CompiledPolicy:

@@ -25,12 +25,14 @@ SCRIPT = """if True:
     from edgejudge.bundle import Bundle
     from fake_judge import ColourEngine
     class SlowEngine(ColourEngine):
-        def prefill(self, ids, visual, positions):
+        def prefill(self, ids, visual=None, *more):
+            if visual is None:
+                return super().prefill(ids)
             time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
             SlowEngine.left = getattr(self, "left", int(os.environ.get("FAKE_PICTURES", "999"))) - 1
             if self.left < 0:
                 raise RuntimeError("the engine broke")
-            return super().prefill(ids, visual, positions)
+            return super().prefill(ids, visual, *more)
     def load(cls, path=None, fingerprint=None, *, threads=None, verify=False, allow_random=False):
         bundle = Bundle.open(path or os.environ["FAKE_BUNDLE"], fingerprint, verify)
         return cls(bundle, SlowEngine())

@@ -93,6 +93,8 @@ def test_the_json_form_is_plain_and_complete(judge: Judge, engine: FakeEngine) -
         "policy",
         "stages_ms",
         "placement",
+        "prefix_cache",
+        "reused_tokens",
     ]
     assert row["rules"][0]["conditions"][0]["alternatives"][1] == {
         "text": "a gun",

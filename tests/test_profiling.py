@@ -41,6 +41,7 @@ def test_peak_rss_grows_with_what_is_held() -> None:
 def test_stages_are_part_of_the_verdict(bundle: Path) -> None:
     result = profile(str(bundle), runs=3, images=2)
     assert result.warm.n == 3 and 0 < result.warm.min_ms <= result.warm.p50_ms <= result.warm.max_ms
+    assert result.kept.n == 3 and result.kept.min_ms > 0
     assert {"decode", "preprocess", "vision", "prefill", "score"} <= set(result.stages)
     assert sum(s.min_ms for s in result.stages.values()) <= result.warm.max_ms
     assert result.first_verdict_ms > 0 and result.cold_process is None
@@ -58,7 +59,7 @@ def test_the_command_prints_one_json_document(bundle: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
-    assert value["schema_version"] == 1 and value["warm"]["n"] == 1
+    assert value["schema_version"] == 2 and value["warm"]["n"] == 1
     assert value["cold_process"]["n"] == 1 and value["peak_rss_mib"] > 10
 
 

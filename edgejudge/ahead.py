@@ -1,0 +1,48 @@
+"""Work on the next item while the last one is used.
+
+Takes an iterable and what to do with each item; gives the results in order. Does not know what the
+items are.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import TypeVar
+
+__all__ = ["one_ahead"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def one_ahead(items: Iterator[T], work: Callable[[T], R]) -> Iterator[R]:
+    """`work` of each item, in another thread and one item ahead of what was taken; begins when the
+    first is asked for. An error of either is raised where its result would have come.
+    """
+    wanted = threading.Semaphore(1)
+    results: SimpleQueue[tuple[R] | BaseException | None] = SimpleQueue()
+    over = False
+
+    def run() -> None:
+        try:
+            while wanted.acquire() and not over:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    results.put(None)
+                    return
+                results.put((work(item),))
+        except BaseException as error:  # to be raised by who takes the result
+            results.put(error)
+
+    # A daemon: its item may be one that a camera never takes, and a program must be able to end.
+    threading.Thread(target=run, name="edgejudge-ahead", daemon=True).start()
+    try:
+        while (result := results.get()) is not None:
+            if isinstance(result, BaseException):
+                raise result
+            wanted.release()
+            yield result[0]
+    finally:
+        over = True
+        wanted.release()

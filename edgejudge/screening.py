@@ -1,0 +1,264 @@
+"""The way of one picture: decoded and encoded, prefilled or found, asked, decided.
+
+Takes one picture and a plan; gives a verdict, also for a picture that cannot be judged. `prepare`
+needs no turn with the engine and may run ahead; `finish` waits for one. Knows no graph, provider or
+file format.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from os import PathLike, fspath
+from threading import Lock
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.bundle import Bundle
+from edgejudge.decision import decide_picture, decide_rule
+from edgejudge.errors import InputError, ProviderError
+from edgejudge.images import ImageInput, Limits, decode, read_bytes
+from edgejudge.models.image import image_spec, preprocess
+from edgejudge.models.prompt import Prompts
+from edgejudge.plan import Plan
+from edgejudge.prefix_cache import KeptPrefix, PrefixCache, prefix_key
+from edgejudge.turns import Stop, Turns
+from edgejudge.verdict import AlternativeVerdict, InputFailure, Note, RuleVerdict, Table, Verdict
+
+__all__ = ["Prepared", "Scorer", "Screening"]
+
+
+class Spans(Protocol):
+    """The part of a trace that judging writes and reads."""
+
+    @property
+    def spans(self) -> Sequence[Any]: ...
+    def span(
+        self, name: str, device: str = "host", **counts: int
+    ) -> AbstractContextManager[None]: ...
+
+
+class Scorer(Protocol):
+    """What a Judge needs of an engine; `edgejudge.runtime.Engine` is one."""
+
+    trace: Any
+    interrupt: Callable[[], None] | None
+
+    @property
+    def placement(self) -> dict[str, str]: ...
+    def new_trace(self) -> Any: ...
+    def encode_image(
+        self, feeds: Mapping[str, NDArray[Any]], trace: Any = None
+    ) -> NDArray[np.float32]: ...
+    def prefill(
+        self,
+        ids: Sequence[int],
+        visual: NDArray[np.float32] | None = None,
+        positions: NDArray[np.int64] | None = None,
+        after: Any = None,
+    ) -> Any: ...
+    def holds(self, prefix: Any) -> bool: ...
+    def snapshot(self, prefix: Any, after: Any = None) -> NDArray[np.float32]: ...
+    def restore(self, rows: NDArray[np.float32], position: int, after: Any = None) -> Any: ...
+    def score(self, prefix: Any, branches: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
+    def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]: ...
+
+
+@dataclass(slots=True)
+class _Encoded:
+    """A picture as the text model takes it."""
+
+    rows: int
+    cols: int
+    visual: NDArray[np.float32]  # [N, D]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A picture on its way. `failure` is set where it ends here; without `encoded` its prefix was
+    found in the cache.
+    """
+
+    trace: Spans
+    path: str | None = None
+    sha256: str | None = None
+    notes: tuple[Note, ...] = ()
+    failure: InputFailure | None = None
+    rgb: NDArray[np.uint8] | None = None
+    key: str | None = None
+    encoded: _Encoded | None = None
+
+
+class Screening:
+    """`prepare` may run in any thread, `finish` takes turns."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Scorer,
+        prompts: Prompts,
+        limits: Limits,
+        cache: PrefixCache | None,
+    ) -> None:
+        self._bundle, self._engine, self._prompts = bundle, engine, prompts
+        self._limits, self._cache = limits, cache
+        manifest = bundle.manifest
+        self._image_spec = image_spec(manifest.preprocessing)
+        # The fingerprint is of all that the prompt and the graphs are made from.
+        self._identity = [
+            bundle.fingerprint.encode(),
+            json.dumps(manifest.preprocessing, sort_keys=True).encode(),
+            json.dumps(prompts.record.head).encode(),
+            *(importlib.metadata.version(name).encode() for name in ("edgejudge", "onnxruntime")),
+        ]
+        self._system: Any = None  # the prefix before the picture, while the engine holds it
+        self._encoding = Lock()  # many threads may prepare, and each encoding takes much memory
+
+    def prepare(self, image: ImageInput, stop: Stop) -> Prepared:
+        """Decodes and encodes, unless the cache knows the picture."""
+        made = Prepared(self._engine.new_trace())
+        with _failing(made):
+            with made.trace.span("decode"):
+                if isinstance(image, str | PathLike):
+                    made.path = fspath(image)
+                    image = read_bytes(made.path, self._limits)
+                if isinstance(image, bytes | bytearray | memoryview):
+                    made.sha256 = hashlib.sha256(image).hexdigest()
+                picture = decode(image, self._limits)
+            made.rgb, made.notes = picture.rgb, picture.notes
+            if self._cache is not None:
+                with made.trace.span("look up"):
+                    made.key = self._key(picture.rgb)
+                    if made.key in self._cache:
+                        return made
+            stop.check()
+            made.encoded = self._encode(picture.rgb, made.trace)
+        return made
+
+    def finish(self, made: Prepared, plan: Plan, stop: Stop, turns: Turns) -> Verdict:
+        """Waits for a turn with the engine, asks and decides."""
+        rules: tuple[RuleVerdict, ...] = ()
+        reused, placement = 0, {}
+        found: Literal["hit", "miss", "off"] = "off"
+        if made.failure is None:
+            with _failing(made), turns.turn(stop):
+                self._engine.trace, self._engine.interrupt = made.trace, stop.check
+                try:
+                    prefix, found, reused = self._prefix(made)
+                    rules = self._ask(prefix, plan, made.trace)
+                finally:
+                    self._engine.interrupt = None
+                placement = self._engine.placement
+        notes = made.notes + plan.notes if made.failure is None else ()
+        manifest = self._bundle.manifest
+        return Verdict(
+            verdict=None if made.failure else decide_picture(rules, notes),
+            path=made.path,
+            sha256=made.sha256,
+            rules=rules,
+            notes=notes,
+            error=made.failure,
+            bundle=manifest.name,
+            bundle_sha256=self._bundle.fingerprint,
+            policy=plan.policy,
+            policy_version=plan.version,
+            policy_sha256=plan.sha256,
+            stages_ms=_stages_ms(made.trace),
+            placement=Table(placement),
+            prefix_cache=found,
+            reused_tokens=reused,
+        )
+
+    def _key(self, rgb: NDArray[np.uint8]) -> str:
+        pixels = np.ascontiguousarray(rgb)
+        return prefix_key([*self._identity, repr(pixels.shape).encode(), pixels.data])
+
+    def _encode(self, rgb: NDArray[np.uint8], trace: Spans) -> _Encoded:
+        with trace.span("preprocess"):
+            seen = preprocess(rgb, self._image_spec)
+        with self._encoding:
+            return _Encoded(seen.rows, seen.cols, self._engine.encode_image(seen.feeds, trace))
+
+    def _prefix(self, made: Prepared) -> tuple[Any, Literal["hit", "miss", "off"], int]:
+        """The picture's prefix, where it came from, and how many of its tokens were there
+        already.
+        """
+        engine, head = self._engine, list(self._prompts.record.head)
+        reused = len(head)
+        if not head:
+            self._system = None
+        elif self._system is None or not engine.holds(self._system):
+            reused, self._system = 0, engine.prefill(head)
+        if self._cache is not None and made.key is not None:
+            kept = self._cache.get(made.key)
+            if kept is not None:
+                prefix = engine.restore(kept.rows, kept.position, self._system)
+                return prefix, "hit", reused + kept.rows.shape[3]
+        if made.encoded is None:  # it was there when it was looked up
+            assert made.rgb is not None
+            made.encoded = self._encode(made.rgb, made.trace)
+        grid = (made.encoded.rows, made.encoded.cols)
+        ids, positions = self._prompts.prefix_ids(*grid), self._prompts.prefix_positions(*grid)
+        if positions is not None:
+            positions = positions[:, len(head) :]
+        visual = made.encoded.visual
+        prefix = engine.prefill(ids[len(head) :], visual, positions, self._system)
+        if self._cache is None or made.key is None:
+            return prefix, "off", reused
+        with made.trace.span("keep"):
+            kept = KeptPrefix(engine.snapshot(prefix, self._system), prefix.position)
+            self._cache.put(made.key, kept)
+        return prefix, "miss", reused
+
+    def _ask(self, prefix: Any, plan: Plan, trace: Spans) -> tuple[RuleVerdict, ...]:
+        logits = self._engine.score(prefix, plan.branches)  # [B, R]
+        with trace.span("decide"):
+            probabilities = self._engine.label_probabilities(logits).tolist()  # [B]
+            return tuple(
+                decide_rule(
+                    rule.id,
+                    rule.text,
+                    rule.category,
+                    rule.threshold,
+                    plan.band,
+                    [
+                        [AlternativeVerdict(q.text, probabilities[q.branch], q.known) for q in each]
+                        for each in rule.conditions
+                    ],
+                )
+                for rule in plan.rules
+            )
+
+
+class _failing:
+    """What goes wrong with one picture becomes its failure, and no more."""
+
+    def __init__(self, made: Prepared) -> None:
+        self._made = made
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if isinstance(error, InputError):
+            self._made.failure = InputFailure(error.code, str(error))
+        elif isinstance(error, MemoryError):
+            self._made.failure = InputFailure(
+                "out_of_memory", "it does not fit into memory; scale it down"
+            )
+        elif isinstance(error, ProviderError):
+            self._made.failure = InputFailure("engine_failed", str(error))
+        return self._made.failure is not None and error is not None
+
+
+def _stages_ms(trace: Spans) -> Table[float]:
+    """Outermost spans only: a stage inside another is part of that one's time."""
+    stages: dict[str, float] = {}
+    for span in trace.spans:
+        if span.parent is None:
+            stages[span.name] = stages.get(span.name, 0.0) + span.ms
+    return Table(stages)
