@@ -6,14 +6,14 @@ one is decoded and encoded meanwhile. Knows no graph, provider or file format.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from edgejudge.ahead import one_ahead
 from edgejudge.bundle import Bundle
-from edgejudge.errors import BundleError
+from edgejudge.errors import BundleError, InputError
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.tokenizer import Tokenizer
@@ -23,6 +23,10 @@ from edgejudge.prefix_cache import PrefixCache
 from edgejudge.screening import Prepared, Scorer, Screening
 from edgejudge.turns import Stop, Turns
 from edgejudge.verdict import Verdict
+
+if TYPE_CHECKING:
+    from edgejudge.runtime.json_text import JsonGrammar
+    from edgejudge.runtime.text import Written
 
 __all__ = ["Judge", "Scorer", "default_bundle"]
 
@@ -62,6 +66,7 @@ class Judge:
         )
         self._screening = Screening(bundle, engine, self._prompts, limits, prefix_cache)
         self._builtin_plans: dict[str, Plan] = {}
+        self._grammar: JsonGrammar | None = None
 
     @classmethod
     def load(
@@ -175,6 +180,48 @@ class Judge:
 
     def _finish(self, prepared: Prepared, plan: Plan, stop: Stop) -> Verdict:
         return self._screening.finish(prepared, plan, stop, self._turns)
+
+    def write(
+        self,
+        image: ImageInput,
+        request: str,
+        *,
+        schema: Mapping[str, Any] | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        timeout: float | None = None,
+    ) -> "Written":
+        """Text of the model about a picture; the LM head is loaded by the first call.
+
+        With a JSON `schema` (needs `edgejudge[text]`) the text always parses: tokens are kept back
+        for its end. `temperature` 0 is greedy. Raises InputError for a picture, request or schema
+        that cannot be used, and for a timeout.
+        """
+        from edgejudge.runtime.json_text import JsonGrammar
+        from edgejudge.runtime.text import Sampling, write
+
+        if max_tokens < 1 or (schema is not None and stop):
+            raise ValueError("max_tokens must be at least 1, and a schema takes no stop strings")
+        sampling, until = Sampling(temperature, top_p, seed), Stop(timeout)
+        eos = self.bundle.manifest.tokens.eos
+        document = None
+        if schema is not None:
+            if self._grammar is None:
+                rows = self.bundle.manifest.embeddings.rows
+                self._grammar = JsonGrammar(self.bundle.file("tokenizer.json"), rows, eos)
+            document = self._grammar.text(schema, max_tokens)
+        made = self._screening.prepare(image, until)
+        if made.failure is not None:
+            raise InputError(made.failure.code, made.failure.message)
+        ids = self._prompts.request_ids(request)
+        with self._screening.having(made, until, self._turns) as (prefix, *_):
+            decode = self._prompts.decode
+            return write(
+                self.engine, prefix, ids, decode, eos, max_tokens, sampling, stop, document
+            )
 
     def plan(self, policy: str | PathLike[str] | Policy) -> Plan:
         """The policy made ready for this bundle. Raises PolicyError for one that is malformed."""

@@ -8,8 +8,8 @@ file format.
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from os import PathLike, fspath
 from threading import Lock
@@ -64,6 +64,14 @@ class Scorer(Protocol):
     def holds(self, prefix: Any) -> bool: ...
     def snapshot(self, prefix: Any, after: Any = None) -> NDArray[np.float32]: ...
     def restore(self, rows: NDArray[np.float32], position: int, after: Any = None) -> Any: ...
+    def append(
+        self,
+        ids: Sequence[int],
+        visual: NDArray[np.float32] | None = None,
+        positions: NDArray[np.int64] | None = None,
+        after: Any = None,
+    ) -> tuple[Any, NDArray[np.float32]]: ...
+    def full_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
     def score(self, prefix: Any, branches: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
     def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]: ...
 
@@ -91,6 +99,10 @@ class Prepared:
     rgb: NDArray[np.uint8] | None = None
     key: str | None = None
     encoded: _Encoded | None = None
+
+
+# A prefix, where it came from, and how many of its tokens were there already.
+_Had = tuple[Any, Literal["hit", "miss", "off"], int]
 
 
 class Screening:
@@ -145,13 +157,8 @@ class Screening:
         reused, placement = 0, {}
         found: Literal["hit", "miss", "off"] = "off"
         if made.failure is None:
-            with _failing(made), turns.turn(stop):
-                self._engine.trace, self._engine.interrupt = made.trace, stop.check
-                try:
-                    prefix, found, reused = self._prefix(made)
-                    rules = self._ask(prefix, plan, made.trace)
-                finally:
-                    self._engine.interrupt = None
+            with _failing(made), self.having(made, stop, turns) as (prefix, found, reused):
+                rules = self._ask(prefix, plan, made.trace)
                 placement = self._engine.placement
         notes = made.notes + plan.notes if made.failure is None else ()
         manifest = self._bundle.manifest
@@ -173,6 +180,16 @@ class Screening:
             reused_tokens=reused,
         )
 
+    @contextmanager
+    def having(self, made: Prepared, stop: Stop, turns: Turns) -> Iterator[_Had]:
+        """The engine for the caller alone, with the picture's prefix in it."""
+        with turns.turn(stop):
+            self._engine.trace, self._engine.interrupt = made.trace, stop.check
+            try:
+                yield self._prefix(made)
+            finally:
+                self._engine.interrupt = None
+
     def _key(self, rgb: NDArray[np.uint8]) -> str:
         pixels = np.ascontiguousarray(rgb)
         return prefix_key([*self._identity, repr(pixels.shape).encode(), pixels.data])
@@ -183,7 +200,7 @@ class Screening:
         with self._encoding:
             return _Encoded(seen.rows, seen.cols, self._engine.encode_image(seen.feeds, trace))
 
-    def _prefix(self, made: Prepared) -> tuple[Any, Literal["hit", "miss", "off"], int]:
+    def _prefix(self, made: Prepared) -> _Had:
         """The picture's prefix, where it came from, and how many of its tokens were there
         already.
         """

@@ -4,7 +4,7 @@ Takes a bundle's PromptRecord, and a tokenizer only for text that was not compil
 ids. Knows no family: a family's strings are already ids in the record.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,11 @@ class Prompts:
 
     def branch_ids(self, condition: str) -> list[int]:
         """One question's tokens behind a prefix, up to where the answer token is read."""
-        return [*self._encode(self.question(condition)), *self.record.tail]
+        return self.request_ids(self.question(condition))
+
+    def request_ids(self, text: str) -> list[int]:
+        """A free request's tokens behind a prefix, up to where the answer begins."""
+        return [*self._encode(text), *self.record.tail]
 
     def blind_ids(self, condition: str) -> list[int]:
         """The whole prompt of the same question without any image."""
@@ -72,7 +76,14 @@ class Prompts:
         # Not str.format: a condition with braces is text.
         return self.record.question_template.replace("{condition}", condition)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return self._opened().decode(ids)
+
     def _encode(self, text: str) -> list[int]:
+        return self._opened().encode(text)
+
+    def _opened(self) -> Tokenizer:
         if self._tokenizer is None:
             self._tokenizer = self._make_tokenizer()
-        return self._tokenizer.encode(text)
+        return self._tokenizer

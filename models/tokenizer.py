@@ -4,6 +4,7 @@ Takes the file; gives ids. Text is always encoded with special tokens inert, so 
 contains `<image>` is those seven characters and not an image. Knows no prompt format.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,11 @@ class Tokenizer:
         """Ids of plain text; no special token can come out of it."""
         ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out; bytes that are no whole character are `\ufffd`."""
+        text: str = self._inner.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def special(self, token: str) -> int:
         """The id of a token that the checkpoint must have."""

@@ -121,6 +121,17 @@ class Engine:
         `visual` [N, D] fills its N image tokens, in order. `positions` [S] or [3, S] are the rope
         positions; None counts up from where `after` ends.
         """
+        prefix, _ = self.append(ids, visual, positions, after)
+        return prefix
+
+    def append(
+        self,
+        ids: Sequence[int],
+        visual: NDArray[np.float32] | None = None,
+        positions: NDArray[np.int64] | None = None,
+        after: Prefix | None = None,
+    ) -> tuple[Prefix, NDArray[np.float32]]:
+        """As `prefill`, with the last token's hidden state [D] before the final norm."""
         self._load_decoder()
         begin, position = self._rewind(after)
         if positions is None:
@@ -130,9 +141,11 @@ class Engine:
             for first in range(0, len(ids), self.chunk):
                 part = np.s_[first : first + self.chunk]
                 rows = hidden[part]
-                self._decode(rows, positions[..., part], causal(len(rows), self._cache.cursor))
+                flow = self._decode(
+                    rows, positions[..., part], causal(len(rows), self._cache.cursor)
+                )
                 self._cache.advance(len(rows))
-        return self._hold(begin + len(ids), int(positions.max()) + 1)
+        return self._hold(begin + len(ids), int(positions.max()) + 1), flow[-1]
 
     def holds(self, prefix: Prefix) -> bool:
         """Whether the prefix still lies in the cache."""
