@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate lint types clean bench-export preprocess-distance nano-data nano-train nano-text nano-eval nano-bundle
+.PHONY: help demo test test-gate lint types clean bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
 
 bench-export: $(VENV)/.test  ## time and memory of an export at full size (PRESET=..., RECIPE=...); gigabytes in TMPDIR
 	$(BIN)/python tests/bench_export.py $(or $(PRESET),smolvlm2-2.2b) $(or $(RECIPE),balanced)
+
+bench-rules: $(VENV)/.runtime  ## what one more rule over a picture costs (BUNDLE=...; nano otherwise)
+	$(BIN)/python tests/bench_rules.py $(BUNDLE)
 
 preprocess-distance: $(VENV)/.test  ## how far our pixels are from those of processors that use torchvision
 	$(BIN)/python -m pip install -q --no-deps --target build/torchvision torchvision==0.28.0
