@@ -204,12 +204,8 @@ class Screening:
         """The picture's prefix, where it came from, and how many of its tokens were there
         already.
         """
-        engine, head = self._engine, list(self._prompts.record.head)
-        reused = len(head)
-        if not head:
-            self._system = None
-        elif self._system is None or not engine.holds(self._system):
-            reused, self._system = 0, engine.prefill(head)
+        engine, head = self._engine, self._prompts.record.head
+        reused = self._put_system()
         if self._cache is not None and made.key is not None:
             kept = self._cache.get(made.key)
             if kept is not None:
@@ -230,6 +226,24 @@ class Screening:
             kept = KeptPrefix(engine.snapshot(prefix, self._system), prefix.position)
             self._cache.put(made.key, kept)
         return prefix, "miss", reused
+
+    def _put_system(self) -> int:
+        """Sees to it that the engine holds the prefix before the picture; gives how many of its
+        tokens were known.
+        """
+        engine, head = self._engine, list(self._prompts.record.head)
+        if not head or (self._system is not None and engine.holds(self._system)):
+            return len(head)
+        key = prefix_key([*self._identity, b"system prompt"])
+        kept = None if self._cache is None else self._cache.get(key)
+        if kept is not None:
+            self._system = engine.restore(kept.rows, kept.position)
+            return len(head)
+        self._system = engine.prefill(head)
+        if self._cache is not None:
+            rows = engine.snapshot(self._system)
+            self._cache.put(key, KeptPrefix(rows, self._system.position))
+        return 0
 
     def _ask(self, prefix: Any, plan: Plan, trace: Spans) -> tuple[RuleVerdict, ...]:
         logits = self._engine.score(prefix, plan.branches)  # [B, R]

@@ -105,12 +105,16 @@ def test_the_disk_store_serves_another_process(bundle: Path, tmp_path: Path) -> 
     again = Judge.load(bundle, threads=1, prefix_store=store).screen(image, KITCHEN)
     assert (first.prefix_cache, again.prefix_cache) == ("miss", "hit")
     assert first.rules == again.rules
-    (file,) = store.iterdir()
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
+    other = Judge.load(bundle, threads=1, prefix_store=store).screen(pictures(2)[1], KITCHEN)
+    head = len(Judge.load(bundle).bundle.manifest.prompt.head)
+    assert (first.reused_tokens, other.reused_tokens) == (0, head), "the system prompt is kept too"
+    for file in store.iterdir():
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
     damaged = Judge.load(bundle, threads=1, prefix_store=store).screen(image, KITCHEN)
-    assert damaged.prefix_cache == "miss" and damaged.rules == first.rules
+    assert (damaged.prefix_cache, damaged.reused_tokens) == ("miss", 0)
+    assert damaged.rules == first.rules
 
 
 def test_a_prefix_that_left_the_cache_is_computed(bundle: Path) -> None:
