@@ -56,6 +56,11 @@ class PrefixCache:
         self._lock = threading.Lock()
 
     @property
+    def most(self) -> int:
+        """Bytes of the largest entry that is kept."""
+        return self.budget if self._folder is None else max(self.budget, self._disk_budget)
+
+    @property
     def nbytes(self) -> int:
         """What the entries in memory take."""
         return self._bytes

@@ -62,7 +62,9 @@ class Scorer(Protocol):
         after: Any = None,
     ) -> Any: ...
     def holds(self, prefix: Any) -> bool: ...
-    def snapshot(self, prefix: Any, after: Any = None) -> NDArray[np.float32]: ...
+    def snapshot(
+        self, prefix: Any, after: Any = None, most: int | None = None
+    ) -> NDArray[np.float32] | None: ...
     def restore(self, rows: NDArray[np.float32], position: int, after: Any = None) -> Any: ...
     def append(
         self,
@@ -223,9 +225,13 @@ class Screening:
         if self._cache is None or made.key is None:
             return prefix, "off", reused
         with made.trace.span("keep"):
-            kept = KeptPrefix(engine.snapshot(prefix, self._system), prefix.position)
-            self._cache.put(made.key, kept)
+            self._keep(self._cache, made.key, prefix, self._system)
         return prefix, "miss", reused
+
+    def _keep(self, cache: PrefixCache, key: str, prefix: Any, after: Any) -> None:
+        rows = self._engine.snapshot(prefix, after, cache.most)
+        if rows is not None:
+            cache.put(key, KeptPrefix(rows, prefix.position))
 
     def _put_system(self) -> int:
         """Sees to it that the engine holds the prefix before the picture; gives how many of its
@@ -241,8 +247,7 @@ class Screening:
             return len(head)
         self._system = engine.prefill(head)
         if self._cache is not None:
-            rows = engine.snapshot(self._system)
-            self._cache.put(key, KeptPrefix(rows, self._system.position))
+            self._keep(self._cache, key, self._system, None)
         return 0
 
     def _ask(self, prefix: Any, plan: Plan, trace: Spans) -> tuple[RuleVerdict, ...]:

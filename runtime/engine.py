@@ -151,13 +151,18 @@ class Engine:
         """Whether the prefix still lies in the cache."""
         return prefix in self._held
 
-    def snapshot(self, prefix: Prefix, after: Prefix | None = None) -> NDArray[np.float32]:
+    def snapshot(
+        self, prefix: Prefix, after: Prefix | None = None, most: int | None = None
+    ) -> NDArray[np.float32] | None:
         """A copy of a prefix's keys and values behind `after`: [layers, 2, kv_heads, S, head_dim],
-        for `restore`.
+        for `restore`. None where it would take more than `most` bytes, or holds what is no number.
         """
         self._must_hold(prefix)
         begin = 0 if after is None else after.length
-        return self._cache.read(begin, prefix.length)
+        if most is not None and self._cache.row_bytes * (prefix.length - begin) > most:
+            return None
+        rows = self._cache.read(begin, prefix.length)
+        return rows if np.isfinite(rows).all() else None
 
     def restore(
         self, rows: NDArray[np.float32], position: int, after: Prefix | None = None

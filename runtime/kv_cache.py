@@ -84,6 +84,11 @@ class KvCache:
         self.advance(tokens)
 
     @property
+    def row_bytes(self) -> int:
+        """What one token takes over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * 4
+
+    @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (*self.keys, *self.values))
 

@@ -93,6 +93,7 @@ def main() -> None:
                 times.setdefault((name, count), []).append(seconds)
     prefix = bench.prefix()
     rows = bench.engine.snapshot(prefix)
+    assert rows is not None, "the prefix holds what is no number"
     restored = []
     for _ in range(args.rounds):
         began = time.perf_counter()

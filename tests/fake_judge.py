@@ -78,7 +78,9 @@ class FakeEngine:
     def holds(self, prefix: Any) -> bool:
         return prefix in self.prefixes
 
-    def snapshot(self, prefix: Any, after: Any = None) -> NDArray[np.float32]:
+    def snapshot(
+        self, prefix: Any, after: Any = None, most: int | None = None
+    ) -> NDArray[np.float32] | None:
         assert self.holds(prefix)
         return np.zeros((1, 2, 1, prefix - (after or 0), 2), np.float32)
 

@@ -160,7 +160,9 @@ def test_a_snapshot_is_its_prefix(engines: dict[str, Engine], folders: dict[str,
     image = engine.prefill(ids, visual, after=system)
     expected = engine.score(image, branches)
     rows = engine.snapshot(image, after=system)
-    assert rows.shape[3] == len(ids)
+    assert rows is not None and rows.shape[3] == len(ids)
+    assert engine.snapshot(image, system, rows.nbytes) is not None
+    assert engine.snapshot(image, system, rows.nbytes - 1) is None, "more than may be kept"
     engine.score(system, [[99] * 20])
     again = engine.restore(rows, image.position, after=system)
     assert np.array_equal(engine.score(again, branches), expected)
