@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate lint types clean bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-eval nano-bundle
+.PHONY: help demo test test-gate lint types clean bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ nano-train: $(VENV)/.train  ## train the tower (TRAIN_ARGS="--out work/tower --s
 
 nano-text: $(VENV)/.train  ## train the text model over a tower (TRAIN_ARGS="--weights work/tower --steps N"); resumes
 	cd $(NANO) && $(abspath $(BIN))/python train_text.py $(TRAIN_ARGS)
+
+nano-qwen: $(VENV)/.train  ## train a very small Qwen2.5-VL on twelve concepts (TRAIN_ARGS="--out work/qwen --steps N"); resumes
+	cd $(NANO) && $(abspath $(BIN))/python train_qwen.py $(TRAIN_ARGS)
 
 nano-eval: $(VENV)/.train  ## AUROC and F1 of the shipped bundle on 1,000 test pictures
 	cd $(NANO) && $(abspath $(BIN))/python evaluate.py --bundle bundle

@@ -23,7 +23,16 @@ def nano() -> dict[str, ModuleType]:
     """The scripts import each other by bare name, as they do when they run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(NANO)
-        names = ("concepts", "evaluate", "metrics", "mosaics", "muon", "scene", "words")
+        names = (
+            "concepts",
+            "evaluate",
+            "metrics",
+            "mosaics",
+            "muon",
+            "scene",
+            "train_qwen",
+            "words",
+        )
         return {name: importlib.import_module(name) for name in names}
 
 
@@ -194,3 +203,32 @@ def test_muon_pulls_singular_values_towards_one(nano: dict[str, ModuleType]) -> 
     for shape in ((2, 8, 24), (1, 24, 8)):
         values = torch.linalg.svdvals(nano["muon"].orthogonalise(torch.randn(shape)))
         assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_the_small_qwen_trains_on_what_its_family_computes(nano: dict[str, ModuleType]) -> None:
+    """Its pictures, prompt and positions while training are those of transformers afterwards."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
+
+    qwen, words = nano["train_qwen"], nano["words"]
+    tokenizer = words.train_tokenizer(qwen.SPECIALS, [qwen.SYSTEM, qwen.CLOSING])
+    torch.manual_seed(0)
+    model = qwen.make_model(tokenizer.get_vocab_size()).eval()
+    prompts = qwen.QwenPrompts(tokenizer, 0)
+    losses = qwen.QwenLosses(model, prompts, "cpu", 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 144, 108), np.uint8)
+    processor = Qwen2VLImageProcessorPil(**qwen.PROCESSOR)
+    seen = processor(images=list(pixels.transpose(0, 2, 3, 1)), return_tensors="pt")
+    with torch.no_grad():
+        expected = model.model.visual(seen.pixel_values, grid_thw=seen.image_grid_thw).pooler_output
+        found = losses.visual_tokens(torch.from_numpy(pixels))
+    torch.testing.assert_close(found.flatten(0, 1), expected, atol=1e-4, rtol=1e-4)
+    rows, cols = (seen.image_grid_thw[0, 1:] // 2).tolist()
+    assert (rows, cols) == (4, 3)
+    ids = torch.tensor([prompts.prefix(rows, cols) + prompts.branches[0]["phrase"]])
+    kinds = (ids == prompts.image_id).int()
+    truth, _ = model.model.get_rope_index(ids, kinds, image_grid_thw=seen.image_grid_thw[:1])
+    start = len(prompts.prefix(rows, cols))
+    after = torch.arange(ids.shape[1] - start)
+    assert (losses.positions(rows, cols, start, after) == truth).all()

@@ -1,8 +1,8 @@
 """Trains a very small Qwen2.5-VL on a dozen of nano's concepts: a judge of another family, whose
-verdicts mean something.
+verdicts mean something, since what quantization flips cannot be seen on random weights.
 
 Takes sprites.npz and photos.npz; gives an ordinary Hugging Face checkpoint with its judge card.
-Tests and `make qwen-gate` export it: what quantization flips cannot be seen on random weights.
+Resumable. Does not know bundles or the runtime.
 """
 
 from __future__ import annotations
@@ -42,6 +42,14 @@ KNOWN = (
 PICTURES = 24  # in a batch
 QUESTIONS = 8
 PATCH, MERGE, FRAMES = 18, 2, 2
+PROCESSOR = {
+    "size": {"shortest_edge": CELL * CELL, "longest_edge": VIEW * VIEW},
+    "patch_size": PATCH,
+    "merge_size": MERGE,
+    "temporal_patch_size": FRAMES,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 CLOSING = "<|im_end|>\n<|im_start|>assistant\n"
 SPECIALS = (
@@ -155,15 +163,7 @@ def make_model(vocabulary: int) -> Any:
 def finish(folder: Path, model: Any) -> None:
     """An ordinary checkpoint in bf16, with its processor and judge card."""
     model.to(torch.bfloat16).save_pretrained(folder)
-    processor = {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "size": {"shortest_edge": CELL * CELL, "longest_edge": VIEW * VIEW},
-        "patch_size": PATCH,
-        "merge_size": MERGE,
-        "temporal_patch_size": FRAMES,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
+    processor = {"image_processor_type": "Qwen2VLImageProcessor", **PROCESSOR}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
     settings = {"chat_template": CHAT_TEMPLATE, "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
