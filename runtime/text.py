@@ -93,10 +93,11 @@ def write(
         written.append(token)
         if document is not None and document.complete:
             return Written(tuple(written), decode(written), "end")
-        text = decode(written)
-        found = [at for at in map(text.find, stop) if at >= 0]
-        if found:
-            return Written(tuple(written), text[: min(found)], "stop")
+        if stop:
+            text = decode(written)
+            found = [at for at in map(text.find, stop) if at >= 0]
+            if found:
+                return Written(tuple(written), text[: min(found)], "stop")
         if len(written) < most:
             prefix, hidden = engine.append([token], after=prefix)
     return Written(tuple(written), decode(written), "length")
