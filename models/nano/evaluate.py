@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--sprites", type=Path, default=Path("work/sprites.npz"))
     parser.add_argument("--photos", type=Path, default=Path("work/photos.npz"))
     parser.add_argument("--count", type=int, default=1000, help="test pictures")
-    parser.add_argument("--val-count", type=int, default=500, help="pictures for the thresholds")
+    parser.add_argument("--val-count", type=int, default=1000, help="pictures for the thresholds")
     parser.add_argument("--thresholds", type=Path, help="write the thresholds found on val here")
     args = parser.parse_args()
     judge: Any = (
