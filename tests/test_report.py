@@ -35,6 +35,8 @@ def verdict(
         policy_sha256="",
         stages_ms=Table({"decode": 1.4, "vision": 2.4}),
         placement=Table({}),
+        prefix_cache="off",
+        reused_tokens=0,
     )
 
 
