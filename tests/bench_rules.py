@@ -24,6 +24,7 @@ from edgejudge.models.tokenizer import Tokenizer
 from edgejudge.runtime import Engine
 
 COUNTS = (1, 4, 12, 32)
+BUDGETS = (32, 64, 128, 256, 512)  # tokens of a pass
 LENGTH = 16  # tokens of a question, half of them shared by all
 PICTURE = (1080, 1920)
 
@@ -74,6 +75,19 @@ class Bench:
         return seconds, sum(s.counts["tokens"] for s in spans)
 
 
+def by_budget(bench: Bench) -> dict[int, float]:
+    """Median seconds to score the most questions over a kept prefix, by tokens of a pass."""
+    asked, prefix = questions(COUNTS[-1], bench.vocabulary), bench.prefix()
+    times: dict[int, list[float]] = {budget: [] for budget in BUDGETS}
+    for _ in range(4 * bench.rounds):
+        for budget in BUDGETS:
+            bench.engine.pack_tokens = budget
+            began = time.perf_counter()
+            bench.engine.score(prefix, asked)
+            times[budget].append(time.perf_counter() - began)
+    return {budget: statistics.median(values) for budget, values in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", nargs="?", type=Path, default=default_bundle())
@@ -119,7 +133,11 @@ def main() -> None:
             f"{again / tree:.1f}",
         ]
         print(f"| {' | '.join(cells)} |")
+    budgets = by_budget(bench)
+    best = {tokens: f"{1e3 * seconds:.1f}" for tokens, seconds in budgets.items()}
+    print("scoring the most rules, ms by tokens of a pass: ", best)
     result = {
+        "score_s_by_pass_tokens": {k: round(v, 5) for k, v in budgets.items()},
         "bundle": bench.bundle.manifest.name,
         "bundle_sha256": bench.bundle.fingerprint,
         "rounds": args.rounds,
