@@ -4,6 +4,7 @@ Takes an iterable and what to do with each item; gives the results in order. Doe
 items are.
 """
 
+import atexit
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
@@ -20,6 +21,7 @@ def one_ahead(items: Iterator[T], work: Callable[[T], R]) -> Iterator[R]:
     first is asked for. An error of either is raised where its result would have come.
     """
     wanted = threading.Semaphore(1)
+    working = threading.Lock()
     results: SimpleQueue[tuple[R] | BaseException | None] = SimpleQueue()
     over = False
 
@@ -31,12 +33,25 @@ def one_ahead(items: Iterator[T], work: Callable[[T], R]) -> Iterator[R]:
                 except StopIteration:
                     results.put(None)
                     return
-                results.put((work(item),))
+                with working:
+                    if over:
+                        return
+                    results.put((work(item),))
         except BaseException as error:  # to be raised by who takes the result
             results.put(error)
 
-    # A daemon: its item may be one that a camera never takes, and a program must be able to end.
+    def end() -> None:
+        """Waits for work that has begun, since a program that ends in the middle of it crashes;
+        not for the next item, which may be one that a camera never takes.
+        """
+        nonlocal over
+        over = True
+        wanted.release()
+        with working:
+            pass
+
     threading.Thread(target=run, name="edgejudge-ahead", daemon=True).start()
+    atexit.register(end)
     try:
         while (result := results.get()) is not None:
             if isinstance(result, BaseException):
@@ -44,5 +59,5 @@ def one_ahead(items: Iterator[T], work: Callable[[T], R]) -> Iterator[R]:
             wanted.release()
             yield result[0]
     finally:
-        over = True
-        wanted.release()
+        atexit.unregister(end)
+        end()

@@ -4,6 +4,9 @@ On a real tiny bundle; verdicts must not depend on who else asks, or on what was
 """
 
 import asyncio
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -175,6 +178,37 @@ def test_a_verdict_does_not_wait_for_the_next_picture(judge: Judge) -> None:
     arrived.set()
     assert next(stream).error is None
     assert next(stream, None) is None
+
+
+def test_a_program_may_end_in_the_middle_of_a_batch(bundle: Path) -> None:
+    """With the next picture in the vision graph: a thread must not outlive the interpreter."""
+    script = """if True:
+        import sys
+        import numpy as np
+        from edgejudge import Judge
+        judge = Judge.load(sys.argv[1], threads=1)
+        encode = judge.engine.encode_image
+        def slowly(*args):
+            for _ in range(60):
+                visual = encode(*args)
+            return visual
+        judge._screening._engine = type("Slow", (), {
+            "encode_image": staticmethod(slowly),
+            "__getattr__": lambda self, name: getattr(judge.engine, name),
+        })()
+        picture = np.zeros((900, 900, 3), np.uint8)
+        stream = judge.stream([picture] * 9, "stickers")
+        print(next(stream).error)
+        if sys.argv[2] == "raise":
+            raise KeyboardInterrupt
+    """
+    for how in ("end", "raise"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(bundle), how], capture_output=True, text=True
+        )
+        assert done.stdout == "None\n", done.stderr
+        assert done.returncode == (0 if how == "end" else -signal.SIGINT), done.stderr
+        assert "terminate" not in done.stderr and "onnxruntime" not in done.stderr
 
 
 def test_what_the_source_raises_arrives(judge: Judge) -> None:
