@@ -28,7 +28,6 @@ from edgejudge.gate import Tally, upper_bound
 from edgejudge.gate_set import gate_set
 from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
-from edgejudge.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgejudge.export import (
@@ -107,7 +106,7 @@ def exporting_tools() -> ModuleType:
 def graph_error(bundle: Bundle, engine: "Engine") -> float:
     """Largest |engine - reference| on a label logit of the canary and the golden vectors."""
     manifest = bundle.manifest
-    canary, prompts = manifest.canary, _prompts(bundle)
+    canary, prompts = manifest.canary, Prompts.of(bundle)
     spec = image_spec(manifest.preprocessing)
     goldens = (canary.golden, *manifest.golden)
     visual = {}
@@ -134,13 +133,6 @@ def graph_error(bundle: Bundle, engine: "Engine") -> float:
             return math.inf
         worst = max(worst, error)
     return worst
-
-
-def _prompts(bundle: Bundle) -> Prompts:
-    manifest = bundle.manifest
-    return Prompts(
-        manifest.prompt, manifest.tokens.image, lambda: Tokenizer(bundle.file("tokenizer.json"))
-    )
 
 
 def _read_png(path: Path) -> NDArray[np.uint8]:
@@ -235,7 +227,7 @@ class _Gate:
 
     def _prompt_tokens(self, picture: "CalibrationPicture") -> int:
         seen = preprocess(picture.rgb, self._checkpoint.image)
-        return len(_prompts(self._bundle).prefix_ids(seen.rows, seen.cols))
+        return len(Prompts.of(self._bundle).prefix_ids(seen.rows, seen.cols))
 
     def _asked_of_checkpoint(self, pictures: "Sequence[CalibrationPicture]") -> "list[Asked]":
         """The conditions as the checkpoint itself says how pictures and prompts are made."""
@@ -261,7 +253,7 @@ class _Gate:
 
     def _ends(self, pictures: "Sequence[CalibrationPicture]") -> list[NDArray[np.float32]]:
         """Hidden states [B, D] of the bundle, from pictures and prompts made as it says itself."""
-        engine, prompts = self._engine, _prompts(self._bundle)
+        engine, prompts = self._engine, Prompts.of(self._bundle)
         spec = image_spec(self._bundle.manifest.preprocessing)
         encoded = []
         for picture in pictures:

@@ -16,7 +16,6 @@ from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, InputError
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits
 from edgejudge.models.prompt import Prompts
-from edgejudge.models.tokenizer import Tokenizer
 from edgejudge.plan import Plan, make_plan
 from edgejudge.policy import Policy, builtin_bytes
 from edgejudge.prefix_cache import PrefixCache
@@ -59,11 +58,7 @@ class Judge:
         self.limits = limits
         self.prefix_cache = prefix_cache
         self._turns = Turns(waiting)
-        self._prompts = Prompts(
-            bundle.manifest.prompt,
-            bundle.manifest.tokens.image,
-            lambda: Tokenizer(bundle.file("tokenizer.json")),
-        )
+        self._prompts = Prompts.of(bundle)
         self._screening = Screening(bundle, engine, self._prompts, limits, prefix_cache)
         self._builtin_plans: dict[str, Plan] = {}
         self._grammar: JsonGrammar | None = None

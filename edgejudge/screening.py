@@ -6,8 +6,6 @@ file format.
 """
 
 import hashlib
-import importlib.metadata
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -122,13 +120,8 @@ class Screening:
         self._limits, self._cache = limits, cache
         manifest = bundle.manifest
         self._image_spec = image_spec(manifest.preprocessing)
-        # The fingerprint is of all that the prompt and the graphs are made from.
-        self._identity = [
-            bundle.fingerprint.encode(),
-            json.dumps(manifest.preprocessing, sort_keys=True).encode(),
-            json.dumps(prompts.record.head).encode(),
-            *(importlib.metadata.version(name).encode() for name in ("edgejudge", "onnxruntime")),
-        ]
+        # The fingerprint is of all that prompts, pixels and graphs are made from.
+        self._identity = [bundle.fingerprint.encode(), *(() if cache is None else _versions())]
         self._system: Any = None  # the prefix before the picture, while the engine holds it
         self._encoding = Lock()  # many threads may prepare, and each encoding takes much memory
 
@@ -270,25 +263,28 @@ class Screening:
             )
 
 
-class _failing:
+@contextmanager
+def _failing(made: Prepared) -> Iterator[None]:
     """What goes wrong with one picture becomes its failure, and no more."""
+    try:
+        yield
+    except InputError as error:
+        made.failure = InputFailure(error.code, str(error))
+    except MemoryError:
+        made.failure = InputFailure("out_of_memory", "it does not fit into memory; scale it down")
+    except ProviderError as error:
+        made.failure = InputFailure("engine_failed", str(error))
 
-    def __init__(self, made: Prepared) -> None:
-        self._made = made
 
-    def __enter__(self) -> None:
-        return None
+def _versions() -> tuple[bytes, bytes]:
+    """Of what computes a prefix: a kept one may outlive the process. Both are loaded already, and
+    asking the installed packages' metadata would cost a cold start several milliseconds.
+    """
+    import onnxruntime
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
-        if isinstance(error, InputError):
-            self._made.failure = InputFailure(error.code, str(error))
-        elif isinstance(error, MemoryError):
-            self._made.failure = InputFailure(
-                "out_of_memory", "it does not fit into memory; scale it down"
-            )
-        elif isinstance(error, ProviderError):
-            self._made.failure = InputFailure("engine_failed", str(error))
-        return self._made.failure is not None and error is not None
+    import edgejudge
+
+    return edgejudge.__version__.encode(), onnxruntime.__version__.encode()
 
 
 def _stages_ms(trace: Spans) -> Table[float]:

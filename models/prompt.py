@@ -5,11 +5,12 @@ ids. Knows no family: a family's strings are already ids in the record.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgejudge.bundle import PromptRecord
+from edgejudge.bundle import Bundle, PromptRecord
 from edgejudge.models.tokenizer import Tokenizer
 
 __all__ = ["Prompts"]
@@ -25,6 +26,17 @@ class Prompts:
         self.image_token_id = image_token_id
         self._make_tokenizer = tokenizer
         self._tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Self:
+        """Those of an opened bundle."""
+        manifest = bundle.manifest
+        # Opened late: `file` checks what it gives, and a compiled policy needs no tokenizer.
+        return cls(
+            manifest.prompt,
+            manifest.tokens.image,
+            lambda: Tokenizer(bundle.file("tokenizer.json")),
+        )
 
     def prefix_ids(self, rows: int, cols: int) -> list[int]:
         """Everything before the question, for a picture of rows x cols tiles (0 x 0 is one view),

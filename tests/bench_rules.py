@@ -20,7 +20,6 @@ from edgejudge.bundle import Bundle
 from edgejudge.judge import default_bundle
 from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
-from edgejudge.models.tokenizer import Tokenizer
 from edgejudge.runtime import Engine
 
 COUNTS = (1, 4, 12, 32)
@@ -43,10 +42,9 @@ class Bench:
         self.engine = Engine.open(self.bundle)
         self.rounds = rounds
         manifest = self.bundle.manifest
-        tokenizer = self.bundle.file("tokenizer.json")
-        self.prompts = Prompts(manifest.prompt, manifest.tokens.image, lambda: Tokenizer(tokenizer))
+        self.prompts = Prompts.of(self.bundle)
         self.seen = preprocess(canary_image(*PICTURE), image_spec(manifest.preprocessing))
-        self.vocabulary = len(Tokenizer(tokenizer)._inner.get_vocab())
+        self.vocabulary = manifest.embeddings.rows
 
     def prefix(self) -> Any:
         grid = (self.seen.rows, self.seen.cols)

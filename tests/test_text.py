@@ -99,6 +99,7 @@ def test_a_schema_without_bounds_ends_too(judge: Judge) -> None:
         for most in (4, 9, 30):
             found = judge.write(PICTURE, "List", schema=schema, max_tokens=most, temperature=2.0)
             json.loads(found.text)
+            assert len(found.ids) <= most
 
 
 def test_schemas_that_cannot_be_met_are_named(judge: Judge) -> None:

@@ -17,7 +17,6 @@ from edgejudge.bundle import Bundle
 from edgejudge.export import export
 from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
-from edgejudge.models.tokenizer import Tokenizer
 from edgejudge.runtime import Engine
 
 BAND = 1e-5
@@ -60,8 +59,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cas
             engine, plain = (Engine.open(bundle, threads=1) for _ in range(2))
             manifest = bundle.manifest
             seen = preprocess(canary_image(60, 100), image_spec(manifest.preprocessing))
-            tokenizer = Tokenizer(bundle.file("tokenizer.json"))
-            prompts = Prompts(manifest.prompt, manifest.tokens.image, lambda t=tokenizer: t)
+            prompts = Prompts.of(bundle)
             grid = (seen.rows, seen.cols)
             made[family, recipe] = Case(
                 engine,

@@ -60,16 +60,13 @@ class BundleJudge:
     def __init__(self, bundle: Path) -> None:
         from edgejudge.bundle import Bundle
         from edgejudge.models.prompt import Prompts
-        from edgejudge.models.tokenizer import Tokenizer
         from edgejudge.runtime import Engine
 
         opened = Bundle.open(bundle)
         self.engine = Engine.open(opened)
         manifest = opened.manifest
         self.spec = image_spec(manifest.preprocessing)
-        prompts = Prompts(
-            manifest.prompt, manifest.tokens.image, lambda: Tokenizer(opened.file("tokenizer.json"))
-        )
+        prompts = Prompts.of(opened)
         self.prefix_ids = prompts.prefix_ids
         self.branches = [prompts.branch_ids(c.phrase) for c in CONCEPTS]
         self.what = {
