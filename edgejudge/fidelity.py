@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Asked,
         CalibrationPicture,
         Checkpoint,
+        Plan,
         Reference,
         Weights,
     )
@@ -76,16 +77,12 @@ def export_bundle(
         if isinstance(checkpoint, exporting.Checkpoint)
         else exporting.open_checkpoint(checkpoint, max_pixels, revision=revision)
     )
+    cut = exporting.Cut(parts, part_bytes)
+    cut.check()
     with exporting.workplace(target, "unsealed") as partial:
-        exporting.export(
-            opened,
-            partial,
-            recipe or exporting.DEFAULT_RECIPE,
-            exporting.Cut(parts, part_bytes),
-            policies,
-            progress=progress,
-        )
-        gate = _Gate(Bundle.open(partial, unsealed=True), opened, progress)
+        plan = exporting.plan_of(opened, recipe or exporting.DEFAULT_RECIPE, progress)
+        exporting.export(opened, partial, plan, cut, policies, progress=progress)
+        gate = _Gate(Bundle.open(partial, unsealed=True), opened, plan, progress)
         manifest: Manifest = exporting.seal(partial, gate.measure(accept_flips))
         exporting.publish(partial, target, force)
     return manifest
@@ -153,18 +150,19 @@ class _Truth(NamedTuple):
 class _Gate:
     """One bundle, measured once."""
 
-    def __init__(self, bundle: Bundle, checkpoint: "Checkpoint", progress: Progress) -> None:
+    def __init__(
+        self, bundle: Bundle, checkpoint: "Checkpoint", plan: "Plan", progress: Progress
+    ) -> None:
         from edgejudge.runtime import Engine
 
         self._bundle, self._checkpoint, self._progress = bundle, checkpoint, progress
+        self._plan = plan
         self._engine = Engine.open(bundle)
 
     def measure(self, accepted: float | None) -> FidelityRecord:
-        from edgejudge.export import recipe_named
-
         self._progress("comparing the graphs with golden vectors", 0.0)
         worst = graph_error(self._bundle, self._engine)
-        tolerance = recipe_named(self._bundle.manifest.recipe).tolerance
+        tolerance = self._plan.recipe.tolerance
         if not worst <= tolerance:
             raise ExportError(
                 f"the runtime's label logits are {worst:.2g} off the reference over the same "
@@ -172,22 +170,23 @@ class _Gate:
                 "checkpoint"
             )
         self._engine.release()
-        name, held_out, seen = gate_set(self._checkpoint, self._bundle.manifest)
+        asked = gate_set(self._checkpoint, self._bundle.manifest)
+        pictures = asked.gate
         random = self._bundle.manifest.random_weights
         if random:  # one picture shows it, the one with the shortest prompt
-            held_out = [min(held_out, key=self._prompt_tokens)]
-        tally, masses, hidden_error = self._compare(held_out)
+            pictures = [min(pictures, key=self._prompt_tokens)]
+        tally, masses, hidden_error = self._compare(pictures)
         if not random and (broken := tally.violations(accepted)):
             raise FidelityError(
-                f"the bundle is refused: {'; '.join(broken)}. {self._blame(held_out)} "
+                f"the bundle is refused: {'; '.join(broken)}. {self._blame(asked.selection)} "
                 "--accept-flips allows it, and is recorded"
             )
         return FidelityRecord(
-            picture_set=name,
-            calibration_pictures=seen,
+            picture_set=asked.name,
+            calibration_pictures=asked.calibrated,
             graph_error=_power_of_ten(worst),
             hidden_error=_up(hidden_error),
-            decisions=None if random else _record(tally, masses, len(held_out), accepted),
+            decisions=None if random else _record(tally, masses, len(pictures), accepted),
         )
 
     def _compare(
@@ -269,7 +268,7 @@ class _Gate:
 
     def _blame(self, pictures: "Sequence[CalibrationPicture]") -> str:
         """Which stored groups move the reference's probabilities most, each tried by itself."""
-        from edgejudge.export import Exact, Reference, Stored, plan_of, yes_probability
+        from edgejudge.export import Exact, Reference, Stored, yes_probability
 
         checkpoint = self._checkpoint
         rows, spec, image = checkpoint.labels.token_ids, checkpoint.spec, checkpoint.tokens.image
@@ -280,20 +279,19 @@ class _Gate:
             return yes_probability(np.concatenate(logits), checkpoint.labels.labels)
 
         truth = answers(Exact(checkpoint.weights))
-        plan = plan_of(checkpoint, self._bundle.manifest.recipe)
         blocks = [q for q in self._bundle.manifest.quantization if q.block]
         found: list[tuple[float, str, int]] = []
         for group in blocks:
             self._progress("looking for the weights to blame", len(found) / len(blocks))
-            moved = answers(Stored(checkpoint.weights, plan.only(group.group, group.bits)))
+            moved = answers(Stored(checkpoint.weights, self._plan.only(group.group, group.bits)))
             found.append((float(np.abs(moved - truth).mean()), group.group, group.bits))
         worst = sorted(found, reverse=True)[:3]
         named = ", ".join(f"{name} in {bits} bits ({error:.3f})" for error, name, bits in worst)
         if not named:
             return "No weight is quantized: look at the checkpoint."
         return (
-            f"Probabilities move most by {named} on {len(asked)} pictures: give these more bits "
-            "(--recipe w8 keeps eight everywhere, exact keeps all)."
+            f"Probabilities move most by {named} on {len(asked)} pictures that the gate did not "
+            "use: give these more bits (--recipe w8 keeps eight everywhere, exact keeps all)."
         )
 
 

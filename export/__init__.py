@@ -4,14 +4,10 @@ Gives `export`, which writes an unsealed bundle, and the eager reference that fi
 with. Never imports the runtime.
 """
 
+from edgejudge.export.blocks import Plan
+from edgejudge.export.calibration import CalibrationPicture, read_calibration, split_pictures
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
-from edgejudge.export.compile import (
-    CalibrationPicture,
-    asked_about,
-    read_calibration,
-    split_pictures,
-    yes_probability,
-)
+from edgejudge.export.compile import asked_about, yes_probability
 from edgejudge.export.exporter import check_target, export, plan_of, publish, seal
 from edgejudge.export.parts import Cut
 from edgejudge.export.preset import preset_checkpoint
@@ -28,6 +24,7 @@ __all__ = [
     "Cut",
     "Checkpoint",
     "Exact",
+    "Plan",
     "Recipe",
     "Reference",
     "Stored",

@@ -5,12 +5,10 @@ policies, the canary and golden vectors. Numbers are rounded, so that a rebuild 
 manifest.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,66 +24,19 @@ from edgejudge.bundle import (
     RuleRecord,
 )
 from edgejudge.errors import ExportError
+from edgejudge.export.calibration import read_calibration
 from edgejudge.export.checkpoint import Checkpoint
 from edgejudge.export.reference import Asked, Reference
 from edgejudge.models.concepts import known_names, knows
 from edgejudge.models.image import ImageSpec, canary_image, preprocess
 from edgejudge.models.prompt import Prompts
 
-__all__ = [
-    "CalibrationPicture",
-    "Compiler",
-    "asked_about",
-    "read_calibration",
-    "split_pictures",
-    "yes_probability",
-]
+__all__ = ["Compiler", "asked_about", "yes_probability"]
 
 _DEFAULT_THRESHOLD = 0.5
 _CANARY_CONDITIONS = ("a cat", "a red circle", "written text")
 _GOLDEN_PICTURES = 2
-_MOST_CALIBRATION_PICTURES = 16
 _GOLDEN_CONDITIONS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationPicture:
-    """`image` is the file's name; `conditions` are what to ask of it."""
-
-    image: str
-    rgb: NDArray[np.uint8]
-    conditions: tuple[str, ...]
-
-
-def read_calibration(folder: Path) -> list[CalibrationPicture]:
-    """A folder of PNG files with questions.json: a list of {image, conditions: [{text, label}]}."""
-    file = folder / "questions.json"
-    try:
-        entries: Any = json.loads(file.read_bytes())
-        pictures = []
-        for entry in entries:
-            name = str(entry["image"])
-            if Path(name).name != name:
-                raise ValueError(f"{name!r} does not lie in the folder")
-            with Image.open(folder / name) as picture:
-                if picture.mode != "RGB":
-                    raise ValueError(f"{name} is {picture.mode}, calibration pictures are RGB")
-                rgb = np.asarray(picture)
-            texts = tuple(str(condition["text"]) for condition in entry["conditions"])
-            pictures.append(CalibrationPicture(name, rgb, texts))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{file}: not a readable calibration set ({error})") from None
-    if not pictures:
-        raise ExportError(f"{file}: holds no pictures")
-    return pictures
-
-
-def split_pictures(
-    pictures: list[CalibrationPicture],
-) -> tuple[list[CalibrationPicture], list[CalibrationPicture]]:
-    """Those that quantization may look at, and those held out for the gate."""
-    count = min(len(pictures) // 4, _MOST_CALIBRATION_PICTURES)
-    return pictures[:count], pictures[count:]
 
 
 def yes_probability(

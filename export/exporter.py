@@ -69,7 +69,7 @@ def _precision_for(checkpoint: Checkpoint) -> _Precision:
 def export(
     checkpoint: str | Path | Checkpoint,
     out: str | Path,
-    recipe: str = DEFAULT_RECIPE,
+    recipe: str | Plan = DEFAULT_RECIPE,
     cut: Cut = WHOLE,
     policies: Sequence[PolicyRecord] = (),
     force: bool = False,
@@ -77,19 +77,22 @@ def export(
 ) -> Path:
     """Writes an unsealed bundle of the checkpoint into the folder `out`; gives its path.
 
-    `cut` says into how many graphs the decoder goes. `policies` are compiled in.
-    `force` replaces an edgejudge bundle that is already there, and nothing else. `progress` is told
-    what is being done, and the share of it that is done.
+    `recipe` is a name, or what `plan_of` made of it for this checkpoint. `cut` says into how many
+    graphs the decoder goes. `policies` are compiled in. `force` replaces an edgejudge bundle that
+    is already there, and nothing else. `progress` is told what is being done, and the share of it
+    that is done.
     """
     target = Path(out).resolve()
     check_target(target, force)
-    chosen = recipe_named(recipe)
+    if isinstance(recipe, str):
+        recipe_named(recipe)  # a bad name is told before anything is read
     cut.check()
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    plan = plan_of(opened, recipe, progress) if isinstance(recipe, str) else recipe
     with workplace(target, "partial") as partial:
         try:
             partial.mkdir(parents=True)
-            _fill(partial, opened, chosen, cut, policies, progress)
+            _fill(partial, opened, plan, cut, policies, progress)
             publish(partial, target, force)
         except OSError as error:
             raise ExportError(
@@ -99,11 +102,20 @@ def export(
     return target
 
 
-def plan_of(checkpoint: Checkpoint, recipe: str) -> Plan:
-    """How a recipe stores this checkpoint's weights."""
+def plan_of(
+    checkpoint: Checkpoint,
+    recipe: str,
+    progress: Callable[[str, float], None] = lambda *_: None,
+) -> Plan:
+    """How a recipe stores this checkpoint's weights. Runs the reference on the calibration set,
+    where the checkpoint has one and the recipe searches scales.
+    """
     chosen = recipe_named(recipe)
     kinds = kinds_of(checkpoint.family.group_of, checkpoint.spec.text.layers)
-    importance = column_importance(checkpoint) if chosen.search else {}
+    importance = {}
+    if chosen.search and checkpoint.calibration_folder is not None:
+        progress("looking at calibration pictures", 0.0)
+        importance = column_importance(checkpoint)
     return Plan(chosen, kinds, importance.get)
 
 
@@ -154,16 +166,13 @@ def seal(bundle: Path, fidelity: FidelityRecord) -> Manifest:
 def _fill(
     folder: Path,
     checkpoint: Checkpoint,
-    recipe: Recipe,
+    plan: Plan,
     cut: Cut,
     policies: Sequence[PolicyRecord],
     progress: Callable[[str, float], None],
 ) -> None:
     spec, family, labels = checkpoint.spec, checkpoint.family, checkpoint.labels
-    ledger = Ledger(family.group_of)
-    if recipe.search and checkpoint.calibration_folder is not None:
-        progress("looking at calibration pictures", 0.0)
-    plan = plan_of(checkpoint, recipe.name)
+    recipe, ledger = plan.recipe, Ledger(family.group_of)
     total = checkpoint.weights.parameters
     with WeightStore(folder, lambda values: progress(_WRITING, min(1.0, values / total))) as store:
 

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgejudge.export.calibration import read_calibration, split_pictures
 from edgejudge.export.checkpoint import Checkpoint
-from edgejudge.export.compile import asked_about, read_calibration, split_pictures
+from edgejudge.export.compile import asked_about
 from edgejudge.export.reference import Reference
 from edgejudge.export.stored import Exact
 from edgejudge.models.prompt import Prompts
@@ -41,7 +42,7 @@ def column_importance(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
     Rounded to quarters of an octave, so that another machine's arithmetic chooses the same scales.
     """
     folder = checkpoint.calibration_folder
-    pictures = [] if folder is None else split_pictures(read_calibration(folder))[0]
+    pictures = [] if folder is None else split_pictures(read_calibration(folder)).calibration
     if not pictures:
         return {}
     prompts = Prompts(checkpoint.prompt, checkpoint.tokens.image, lambda: checkpoint.tokenizer)
