@@ -178,7 +178,7 @@ class Judge:
 
     def write(
         self,
-        image: ImageInput,
+        image: ImageInput | list[ImageInput] | tuple[ImageInput, ...],
         request: str,
         *,
         schema: Mapping[str, Any] | None = None,
@@ -189,11 +189,13 @@ class Judge:
         stop: Sequence[str] = (),
         timeout: float | None = None,
     ) -> "Written":
-        """Text of the model about a picture; the LM head is loaded by the first call.
+        """Text of the model about a picture, or several in one prompt; the LM head is loaded by
+        the first call.
 
         With a JSON `schema` (needs `edgejudge[text]`) the text always parses: tokens are kept back
         for its end. `temperature` 0 is greedy. Raises InputError for a picture, request or schema
-        that cannot be used, and for a timeout.
+        that cannot be used, for a timeout, and with the code `too_many_images` for more than the
+        context holds.
         """
         from edgejudge.runtime.json_text import JsonGrammar
         from edgejudge.runtime.text import Sampling, write
@@ -208,9 +210,14 @@ class Judge:
                 rows = self.bundle.manifest.embeddings.rows
                 self._grammar = JsonGrammar(self.bundle.file("tokenizer.json"), rows, eos)
             document = self._grammar.text(schema, max_tokens)
-        made = self._screening.prepare(image, until)
-        if made.failure is not None:
-            raise InputError(made.failure.code, made.failure.message)
+        images = image if isinstance(image, list | tuple) else [image]
+        if not images:
+            raise InputError("no_image", "no picture was given; give at least one")
+        made = []
+        for each in images:
+            made.append(self._screening.prepare(each, until))
+            if failure := made[-1].failure:
+                raise InputError(failure.code, failure.message)
         ids = self._prompts.request_ids(request)
         with self._screening.having(made, until, self._turns) as (prefix, *_):
             decode = self._prompts.decode

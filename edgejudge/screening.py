@@ -72,6 +72,8 @@ class Scorer(Protocol):
         after: Any = None,
     ) -> tuple[Any, NDArray[np.float32]]: ...
     def full_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def room(self, prefix: Any) -> int: ...
+    def score_blind(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
     def score(self, prefix: Any, branches: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
     def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]: ...
 
@@ -152,7 +154,7 @@ class Screening:
         reused, placement = 0, {}
         found: Literal["hit", "miss", "off"] = "off"
         if made.failure is None:
-            with _failing(made), self.having(made, stop, turns) as (prefix, found, reused):
+            with _failing(made), self.having([made], stop, turns) as (prefix, found, reused):
                 rules = self._ask(prefix, plan, made.trace)
                 placement = self._engine.placement
         notes = made.notes + plan.notes if made.failure is None else ()
@@ -176,10 +178,10 @@ class Screening:
         )
 
     @contextmanager
-    def having(self, made: Prepared, stop: Stop, turns: Turns) -> Iterator[_Had]:
-        """The engine for the caller alone, with the picture's prefix in it."""
+    def having(self, made: Sequence[Prepared], stop: Stop, turns: Turns) -> Iterator[_Had]:
+        """The engine for the caller alone, with the pictures in it, one behind the other."""
         with turns.turn(stop):
-            self._engine.trace, self._engine.interrupt = made.trace, stop.check
+            self._engine.trace, self._engine.interrupt = made[0].trace, stop.check
             try:
                 yield self._prefix(made)
             finally:
@@ -195,31 +197,54 @@ class Screening:
         with self._encoding:
             return _Encoded(seen.rows, seen.cols, self._engine.encode_image(seen.feeds, trace))
 
-    def _prefix(self, made: Prepared) -> _Had:
-        """The picture's prefix, where it came from, and how many of its tokens were there
+    def _prefix(self, made: Sequence[Prepared]) -> _Had:
+        """The pictures' prefix, where it came from, and how many of its tokens were there
         already.
         """
-        engine, head = self._engine, self._prompts.record.head
         reused = self._put_system()
-        if self._cache is not None and made.key is not None:
-            kept = self._cache.get(made.key)
+        after, key = self._system, None
+        found: set[Literal["hit", "miss", "off"]] = set()
+        for count, one in enumerate(made):
+            # What a picture's keys and values are depends on all that lies before it.
+            key = (
+                one.key
+                if count == 0 or one.key is None
+                else prefix_key([f"{key} {one.key}".encode()])
+            )
+            try:
+                after, how, tokens = self._put_picture(one, after, key)
+            except InputError as error:
+                if error.code == "too_long" and len(made) > 1:
+                    raise InputError(
+                        "too_many_images",
+                        f"{count} of {len(made)} pictures fill the context ({error})",
+                    ) from None
+                raise
+            found.add(how)
+            reused += tokens
+        return after, "miss" if "miss" in found else found.pop(), reused
+
+    def _put_picture(self, one: Prepared, after: Any, key: str | None) -> _Had:
+        """One picture behind the prefix `after`; `key` names both."""
+        engine = self._engine
+        if self._cache is not None and key is not None:
+            kept = self._cache.get(key)
             if kept is not None:
-                prefix = engine.restore(kept.rows, kept.position, self._system)
-                return prefix, "hit", reused + kept.rows.shape[3]
-        if made.encoded is None:  # it was there when it was looked up
-            assert made.rgb is not None
-            made.encoded = self._encode(made.rgb, made.trace)
-        grid = (made.encoded.rows, made.encoded.cols)
-        ids, positions = self._prompts.prefix_ids(*grid), self._prompts.prefix_positions(*grid)
-        if positions is not None:
-            positions = positions[:, len(head) :]
-        visual = made.encoded.visual
-        prefix = engine.prefill(ids[len(head) :], visual, positions, self._system)
-        if self._cache is None or made.key is None:
-            return prefix, "off", reused
-        with made.trace.span("keep"):
-            self._keep(self._cache, made.key, prefix, self._system)
-        return prefix, "miss", reused
+                return engine.restore(kept.rows, kept.position, after), "hit", kept.rows.shape[3]
+        if one.encoded is None:  # it was there when it was looked up, or is there by itself
+            assert one.rgb is not None
+            one.encoded = self._encode(one.rgb, one.trace)
+        rows, cols = one.encoded.rows, one.encoded.cols
+        ids = self._prompts.image_ids(rows, cols)
+        positions = self._prompts.image_positions(
+            rows, cols, 0 if after is None else after.position
+        )
+        prefix = engine.prefill(ids, one.encoded.visual, positions, after)
+        if self._cache is None or key is None:
+            return prefix, "off", 0
+        with one.trace.span("keep"):
+            self._keep(self._cache, key, prefix, after)
+        return prefix, "miss", 0
 
     def _keep(self, cache: PrefixCache, key: str, prefix: Any, after: Any) -> None:
         rows = self._engine.snapshot(prefix, after, cache.most)

@@ -39,24 +39,38 @@ class Prompts:
         )
 
     def prefix_ids(self, rows: int, cols: int) -> list[int]:
-        """Everything before the question, for a picture of rows x cols tiles (0 x 0 is one view),
-        or of rows x cols visual tokens where the family keeps the picture's grid.
+        """Everything before the question about one picture."""
+        return [*self.record.head, *self.image_ids(rows, cols)]
+
+    def prefix_positions(self, rows: int, cols: int) -> NDArray[np.int64] | None:
+        """Rope positions [3, S] (time, row, column) of `prefix_ids`; None where they count up one
+        by one.
+        """
+        head = len(self.record.head)
+        image = self.image_positions(rows, cols, head)
+        if image is None:
+            return None
+        return np.concatenate([np.broadcast_to(np.arange(head), (3, head)), image], axis=1)
+
+    def image_ids(self, rows: int, cols: int) -> list[int]:
+        """One picture behind the head or behind another picture: of rows x cols tiles (0 x 0 is one
+        view), or of rows x cols visual tokens where the family keeps the picture's grid.
         """
         record = self.record
         if not record.visual_tokens:
             view = [self.image_token_id] * (rows * cols)
-            return [*record.head, *record.view_open, *view, *record.view_close]
+            return [*record.view_open, *view, *record.view_close]
         view = [self.image_token_id] * record.visual_tokens
-        ids = list(record.head)
+        ids: list[int] = []
         for row in range(rows):
             for col in range(cols):
                 ids += [*record.tile_open[row][col], *view]
             ids += record.row_break if row + 1 < rows else record.last_break
         return [*ids, *record.view_open, *view, *record.view_close]
 
-    def prefix_positions(self, rows: int, cols: int) -> NDArray[np.int64] | None:
-        """Rope positions [3, S] (time, row, column) of `prefix_ids`; None where they count up one
-        by one.
+    def image_positions(self, rows: int, cols: int, start: int) -> NDArray[np.int64] | None:
+        """Rope positions [3, S] of `image_ids` whose first token stands at `start`; None where they
+        count up.
 
         Image tokens share one time and take their place in the grid; what follows goes on after the
         largest (Qwen2-VL, section 2.1).
@@ -64,11 +78,14 @@ class Prompts:
         record = self.record
         if record.visual_tokens:
             return None
-        before = len(record.head) + len(record.view_open)
+        before = start + len(record.view_open)
         y, x = np.divmod(np.arange(rows * cols, dtype=np.int64), cols)
         image = before + np.stack([np.zeros_like(y), y, x])
-        after = before + max(rows, cols) + np.arange(len(record.view_close), dtype=np.int64)
-        text = [np.broadcast_to(p, (3, len(p))) for p in (np.arange(before, dtype=np.int64), after)]
+        ends = (
+            np.arange(start, before),
+            before + max(rows, cols) + np.arange(len(record.view_close)),
+        )
+        text = [np.broadcast_to(p, (3, len(p))) for p in ends]
         return np.concatenate([text[0], image, text[1]], axis=1)
 
     def branch_ids(self, condition: str) -> list[int]:

@@ -136,6 +136,7 @@ class Engine:
         begin, position = self._rewind(after)
         if positions is None:
             positions = position + np.arange(len(ids), dtype=np.int64)
+        self._check_fit(len(ids), int(positions.max(initial=0)))
         with self.trace.span("prefill", "cpu", tokens=len(ids)):
             hidden = self._embed(np.asarray(ids, np.int64), visual)
             for first in range(0, len(ids), self.chunk):
@@ -150,6 +151,11 @@ class Engine:
     def holds(self, prefix: Prefix) -> bool:
         """Whether the prefix still lies in the cache."""
         return prefix in self._held
+
+    def room(self, prefix: Prefix) -> int:
+        """How many tokens, one after another, still fit behind it."""
+        rows = max(self._cache.buckets) - prefix.length
+        return max(0, min(rows, self.spec.text.max_positions - prefix.position))
 
     def snapshot(
         self, prefix: Prefix, after: Prefix | None = None, most: int | None = None
@@ -328,13 +334,7 @@ class Engine:
         if self.interrupt is not None:
             self.interrupt()
         cache, tokens = self._cache, len(hidden)
-        if int(positions.max()) >= self.spec.text.max_positions:
-            raise InputError(
-                "too_long",
-                f"a token would stand at position {int(positions.max())}, the model knows "
-                f"{self.spec.text.max_positions}; use fewer or shorter conditions",
-            )
-        cache.reserve(tokens)
+        self._check_fit(tokens, int(positions.max()))
         total = cache.cursor + tokens
         text = self.spec.text
         cos, sin = rotation(positions, text.rope_theta, text.head_dim, text.rope_sections)
@@ -356,6 +356,16 @@ class Engine:
                 (flow,) = session.run_bound({"hidden": flow, **feeds}, shared)
         out: NDArray[np.float32] = flow[0]
         return out
+
+    def _check_fit(self, tokens: int, last: int) -> None:
+        """Room for the tokens, of which the last stands at position `last`."""
+        if last >= self.spec.text.max_positions:
+            raise InputError(
+                "too_long",
+                f"a token would stand at position {last}, the model knows "
+                f"{self.spec.text.max_positions}; use fewer or shorter conditions",
+            )
+        self._cache.reserve(tokens)
 
     def _load_decoder(self) -> None:
         """Opens the parts before their first use is timed."""

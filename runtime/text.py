@@ -28,6 +28,7 @@ class Engine(Protocol):
         after: Any = None,
     ) -> tuple[Any, NDArray[np.float32]]: ...
     def full_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def room(self, prefix: Any) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def write(
     stop: Sequence[str] = (),
     document: JsonText | None = None,
 ) -> Written:
-    """At most `most` tokens behind the prompt, which is put behind the prefix `after`.
+    """At most `most` tokens behind the prompt, which is put behind the prefix `after`; fewer where
+    the model's context ends.
 
     `decode` gives the text of ids, `ends` are the ids that end a text. Raises ProviderError for
     logits that are not numbers.
@@ -78,6 +80,7 @@ def write(
     rng = np.random.default_rng(sampling.seed)
     written: list[int] = []
     prefix, hidden = engine.append(prompt, after=after)
+    most = min(most, engine.room(prefix) + 1)  # the last token written need not be read
     while len(written) < most:
         logits = engine.full_logits(hidden[None])[0]
         if not np.isfinite(logits).all():

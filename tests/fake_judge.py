@@ -39,6 +39,14 @@ from edgejudge.runtime.trace import Trace
 IMAGE, START, END = 1, 2, 3
 
 
+class Length(int):
+    """A prefix, as far as anything here looks at one."""
+
+    @property
+    def position(self) -> int:
+        return int(self)
+
+
 class FakeEngine:
     """Records what it was asked; gives `answers`, or `default` for other questions."""
 
@@ -50,7 +58,7 @@ class FakeEngine:
         self.trace = Trace()
         self.interrupt: Callable[[], None] | None = None
         self.placement = {"vision": "FakeProvider"}
-        self.prefixes: list[int] = []  # lengths of those that lie in the cache
+        self.prefixes: list[Length] = []  # lengths of those that lie in the cache
 
     def new_trace(self) -> Trace:
         return Trace()
@@ -87,9 +95,9 @@ class FakeEngine:
     def restore(self, rows: NDArray[np.float32], position: int, after: Any = None) -> Any:
         return self._hold(rows.shape[3], after)
 
-    def _hold(self, length: int, after: Any) -> int:
+    def _hold(self, length: int, after: Any) -> Length:
         self.prefixes = [] if after is None else self.prefixes[: self.prefixes.index(after) + 1]
-        self.prefixes.append(length + (after or 0))
+        self.prefixes.append(Length(length + (after or 0)))
         return self.prefixes[-1]
 
     def score(self, prefix: Any, branches: Sequence[Sequence[int]]) -> NDArray[np.float32]:

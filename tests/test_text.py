@@ -17,6 +17,7 @@ from edgejudge.errors import InputError, ProviderError
 from edgejudge.fidelity import export_bundle
 from edgejudge.models.image import canary_image
 from edgejudge.runtime.text import Sampling, write
+from edgejudge.turns import Stop
 
 SLOW = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -114,10 +115,10 @@ def test_greedy_text_is_that_of_the_whole_prompt(judge: Judge) -> None:
     found = judge.write(PICTURE, "What is it?", max_tokens=12)
     assert len(found.ids) == 12 and found.finish == "length"
     engine: Any = judge.engine
-    made = judge._screening.prepare(PICTURE, _NEVER)
+    made = judge._screening.prepare(PICTURE, Stop())
     asked = judge._prompts.request_ids("What is it?")
     for count, token in enumerate(found.ids):
-        with judge._screening.having(made, _NEVER, judge._turns) as (prefix, *_):
+        with judge._screening.having([made], Stop(), judge._turns) as (prefix, *_):
             hidden = engine.ends(prefix, [[*asked, *found.ids[:count]]])
         logits = engine.full_logits(hidden)[0]
         assert logits[token] >= logits.max() - 1e-4
@@ -154,6 +155,9 @@ class _Table:
 
     def append(self, ids: Any, *_: Any, after: Any) -> tuple[int, np.ndarray]:
         return after + 1, np.array([self.tokens[after]], np.float32)
+
+    def room(self, prefix: int) -> int:
+        return 99
 
     def full_logits(self, hidden: np.ndarray) -> np.ndarray:
         out = np.zeros((1, self.wide), np.float32)
@@ -197,12 +201,3 @@ def test_what_cannot_be_used_is_named(judge: Judge, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="takes no stop strings"):
         judge.write(PICTURE, "Why?", schema={}, stop=["x"])
     assert judge.screen(PICTURE).error is None
-
-
-class _Never:
-    def check(self) -> None: ...
-    def wait(self, event: Any) -> None:
-        event.wait()
-
-
-_NEVER: Any = _Never()
