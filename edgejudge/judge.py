@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from edgejudge.ahead import one_ahead
+from edgejudge.array_store import ArrayStore
 from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, InputError
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits
@@ -81,8 +82,9 @@ class Judge:
 
         `fingerprint` pins the manifest against tampering, `verify` hashes every file again. A
         picture judged again, under whatever policy, is not computed again while its prefix fits
-        `prefix_cache_bytes` (0 keeps nothing); the folder `prefix_store` keeps prefixes longer than
-        the process. Of several threads that use the judge, at most `waiting` may wait.
+        `prefix_cache_bytes` (0 keeps nothing); the folder `prefix_store` keeps prefixes and
+        language priors longer than the process. Of several threads that use the judge, at most
+        `waiting` may wait.
         Raises BundleError for a bundle that is missing, damaged or not the one that was pinned, and
         for one with random weights unless `allow_random` says that its verdicts are not wanted.
         """
@@ -97,7 +99,8 @@ class Judge:
             )
         cache = None
         if prefix_cache_bytes or prefix_store is not None:
-            cache = PrefixCache(prefix_cache_bytes, Path(prefix_store) if prefix_store else None)
+            store = None if prefix_store is None else ArrayStore(Path(prefix_store))
+            cache = PrefixCache(prefix_cache_bytes, store)
         return cls(bundle, Engine.open(bundle, threads=threads), limits, cache, waiting)
 
     @overload
@@ -224,6 +227,19 @@ class Judge:
             return write(
                 self.engine, prefix, ids, decode, eos, max_tokens, sampling, stop, document
             )
+
+    def language_priors(
+        self, policy: str | PathLike[str] | Policy = "stickers", timeout: float | None = None
+    ) -> dict[str, float]:
+        """Condition -> P(yes | no image): what the model says before it has seen anything.
+
+        A condition with a high one is believed too easily; word it otherwise. Those of compiled
+        policies are in the bundle, others are computed once and kept in `prefix_store`. Raises
+        InputError for a timeout.
+        """
+        plan = self.plan(policy)
+        texts = [q.text for rule in plan.rules for either in rule.conditions for q in either]
+        return self._screening.priors(texts, Stop(timeout), self._turns)
 
     def plan(self, policy: str | PathLike[str] | Policy) -> Plan:
         """The policy made ready for this bundle. Raises PolicyError for one that is malformed."""

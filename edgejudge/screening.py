@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgejudge.array_store import key_of
 from edgejudge.bundle import Bundle
 from edgejudge.decision import decide_picture, decide_rule
 from edgejudge.errors import InputError, ProviderError
@@ -23,7 +24,7 @@ from edgejudge.images import ImageInput, Limits, decode, read_bytes
 from edgejudge.models.image import image_spec, preprocess
 from edgejudge.models.prompt import Prompts
 from edgejudge.plan import Plan
-from edgejudge.prefix_cache import KeptPrefix, PrefixCache, prefix_key
+from edgejudge.prefix_cache import KeptPrefix, PrefixCache
 from edgejudge.turns import Stop, Turns
 from edgejudge.verdict import AlternativeVerdict, InputFailure, Note, RuleVerdict, Table, Verdict
 
@@ -121,10 +122,18 @@ class Screening:
         self._bundle, self._engine, self._prompts = bundle, engine, prompts
         self._limits, self._cache = limits, cache
         manifest = bundle.manifest
+        self._label_rows = manifest.label_rows
         self._image_spec = image_spec(manifest.preprocessing)
         # The fingerprint is of all that prompts, pixels and graphs are made from.
         self._identity = [bundle.fingerprint.encode(), *(() if cache is None else _versions())]
         self._system: Any = None  # the prefix before the picture, while the engine holds it
+        self._priors = {
+            condition.text: condition.language_prior
+            for policy in manifest.policies
+            for rule in policy.rules
+            for either in rule.conditions
+            for condition in either
+        }
         self._encoding = Lock()  # many threads may prepare, and each encoding takes much memory
 
     def prepare(self, image: ImageInput, stop: Stop) -> Prepared:
@@ -177,19 +186,46 @@ class Screening:
             reused_tokens=reused,
         )
 
+    def priors(self, texts: Sequence[str], stop: Stop, turns: Turns) -> dict[str, float]:
+        """P(yes | no image) of each condition: compiled into the bundle, kept from earlier, or
+        computed now.
+        """
+        if missing := [text for text in dict.fromkeys(texts) if text not in self._priors]:
+            prompts = [self._prompts.blind_ids(text) for text in missing]
+            store = None if self._cache is None else self._cache.store
+            # Together, as they were asked: each is that of its own prompt within 1e-5.
+            ids = [np.array(prompt, "<i4").tobytes() for prompt in prompts]
+            key = key_of([*self._identity, b"language priors", *ids])
+            kept = None if store is None else store.get(key)
+            if kept is not None and kept[0].shape == (len(prompts), len(self._label_rows)):
+                logits = kept[0]
+            else:
+                with self._turn(self._engine.new_trace(), stop, turns):
+                    logits = self._engine.score_blind(prompts)
+            found = self._engine.label_probabilities(logits)
+            if store is not None and kept is None:
+                store.put(key, logits)
+            self._priors |= dict(zip(missing, found.tolist(), strict=True))
+        return {text: self._priors[text] for text in texts}
+
     @contextmanager
     def having(self, made: Sequence[Prepared], stop: Stop, turns: Turns) -> Iterator[_Had]:
         """The engine for the caller alone, with the pictures in it, one behind the other."""
+        with self._turn(made[0].trace, stop, turns):
+            yield self._prefix(made)
+
+    @contextmanager
+    def _turn(self, trace: Spans, stop: Stop, turns: Turns) -> Iterator[None]:
         with turns.turn(stop):
-            self._engine.trace, self._engine.interrupt = made[0].trace, stop.check
+            self._engine.trace, self._engine.interrupt = trace, stop.check
             try:
-                yield self._prefix(made)
+                yield
             finally:
                 self._engine.interrupt = None
 
     def _key(self, rgb: NDArray[np.uint8]) -> str:
         pixels = np.ascontiguousarray(rgb)
-        return prefix_key([*self._identity, repr(pixels.shape).encode(), pixels.data])
+        return key_of([*self._identity, repr(pixels.shape).encode(), pixels.data])
 
     def _encode(self, rgb: NDArray[np.uint8], trace: Spans) -> _Encoded:
         with trace.span("preprocess"):
@@ -207,9 +243,7 @@ class Screening:
         for count, one in enumerate(made):
             # What a picture's keys and values are depends on all that lies before it.
             key = (
-                one.key
-                if count == 0 or one.key is None
-                else prefix_key([f"{key} {one.key}".encode()])
+                one.key if count == 0 or one.key is None else key_of([f"{key} {one.key}".encode()])
             )
             try:
                 after, how, tokens = self._put_picture(one, after, key)
@@ -258,7 +292,7 @@ class Screening:
         engine, head = self._engine, list(self._prompts.record.head)
         if not head or (self._system is not None and engine.holds(self._system)):
             return len(head)
-        key = prefix_key([*self._identity, b"system prompt"])
+        key = key_of([*self._identity, b"system prompt"])
         kept = None if self._cache is None else self._cache.get(key)
         if kept is not None:
             self._system = engine.restore(kept.rows, kept.position)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,45 @@ def test_the_system_prompt_is_computed_once(bundle: Path) -> None:
     first, second = (judge.screen(image, KITCHEN) for image in pictures(2))
     head = len(judge.bundle.manifest.prompt.head)
     assert (first.reused_tokens, second.reused_tokens) == (0, head) and head > 0
+
+
+def test_language_priors_are_compiled_or_computed_once_and_kept(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "kept"
+    judge = Judge.load(bundle, threads=1, prefix_store=store)
+    (image,) = pictures(1)
+    before = judge.screen(image, OTHER)
+    compiled = judge.language_priors(KITCHEN)
+    record = judge.bundle.manifest.policies[0]
+    assert compiled == {
+        c.text: c.language_prior for r in record.rules for e in r.conditions for c in e
+    }
+    engine: Any = judge.engine
+    made = judge.language_priors(OTHER)
+    assert set(made) - set(compiled) == {"a harp"}
+    prompt = judge._prompts.blind_ids("a harp")
+    (alone,) = engine.label_probabilities(engine.score_blind([prompt], packed=False))
+    assert made["a harp"] == pytest.approx(alone, abs=1e-5) and 0 < alone < 1
+    # What is computed agrees with what the export's reference computed.
+    texts = list(compiled)
+    blind = engine.score_blind([judge._prompts.blind_ids(text) for text in texts])
+    assert np.allclose(engine.label_probabilities(blind), list(compiled.values()), atol=1e-4)
+    assert judge.screen(image, OTHER).rules == before.rules, "the cache was emptied in between"
+
+    def fail(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(type(engine), "score_blind", fail)
+    assert judge.language_priors(OTHER) == made
+    assert Judge.load(bundle, threads=1, prefix_store=store).language_priors(OTHER) == made
+    monkeypatch.undo()
+    for file in store.iterdir():
+        data = bytearray(file.read_bytes())
+        data[-2] ^= 1
+        file.write_bytes(data)
+    again = Judge.load(bundle, threads=1, prefix_store=store).language_priors(OTHER)
+    assert again == made, "a damaged entry is computed again"
 
 
 def test_the_disk_store_serves_another_process(bundle: Path, tmp_path: Path) -> None:

@@ -25,6 +25,25 @@ code = main(sys.argv[1:])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"code": code, "peak_kib": peak}))
 """
+VERDICT_THEN_TEXT = """
+import json, re, sys
+
+import numpy as np
+
+from edgejudge import Judge
+
+
+def peak_kib():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+
+judge = Judge.load(sys.argv[1], threads=1, allow_random=True)
+picture = np.zeros((40, 60, 3), np.uint8)
+failure = judge.screen(picture).error
+before = peak_kib()
+judge.write(picture, "Why?", max_tokens=1)
+print(json.dumps({"failure": str(failure), "before": before, "after": peak_kib()}))
+"""
 DATA_LIMIT = 1170 << 20  # less than that table
 
 
@@ -49,6 +68,17 @@ def test_a_vocabulary_larger_than_the_memory_is_streamed(tmp_path: Path) -> None
     assert result["code"] == 0, done.stderr
     manifest = json.loads((tmp_path / "out" / "bundle.json").read_bytes())
     assert manifest["embeddings"]["rows"] * manifest["embeddings"]["width"] * 4 > DATA_LIMIT
+    # A verdict needs the label rows alone; the head that makes text costs memory with the first
+    # text, and not before.
+    judged = subprocess.run(
+        [sys.executable, "-c", VERDICT_THEN_TEXT, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(judged.stdout)
+    head = next(q["bytes"] for q in manifest["quantization"] if q["group"] == "head")
+    assert found["failure"] == "None" and head > 100 << 20
+    assert 1024 * (found["after"] - found["before"]) > 0.9 * head
     # The limit bites: who takes one matrix whole does not get far.
     greedy = "import numpy; numpy.ones((151936, 2048), numpy.float32)"
     failed = subprocess.run(

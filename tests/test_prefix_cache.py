@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgejudge.prefix_cache import KeptPrefix, PrefixCache, prefix_key
+from edgejudge.array_store import ArrayStore, key_of
+from edgejudge.prefix_cache import KeptPrefix, PrefixCache
 
 ONE = 2 * 3 * 4 * 4  # bytes of `made(...)`
 
@@ -20,7 +21,7 @@ def made(value: float) -> KeptPrefix:
 
 
 def key(n: int) -> str:
-    return prefix_key([str(n).encode()])
+    return key_of([str(n).encode()])
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 7)), max_size=60), st.integers(0, 5))
@@ -52,13 +53,13 @@ def test_what_is_kept_cannot_be_written() -> None:
 
 
 def test_a_key_is_of_parts_and_their_bounds() -> None:
-    keys = {prefix_key(p) for p in ([b"ab", b"c"], [b"a", b"bc"], [b"abc"], [b"abc", b""])}
+    keys = {key_of(p) for p in ([b"ab", b"c"], [b"a", b"bc"], [b"abc"], [b"abc", b""])}
     assert len(keys) == 4
 
 
 def test_the_disk_outlives_the_process(tmp_path: Path) -> None:
-    PrefixCache(0, tmp_path).put(key(3), made(3))
-    other = PrefixCache(1 << 20, tmp_path)
+    PrefixCache(0, ArrayStore(tmp_path)).put(key(3), made(3))
+    other = PrefixCache(1 << 20, ArrayStore(tmp_path))
     assert key(3) in other and key(4) not in other
     found = other.get(key(3))
     assert found is not None and found.position == 3 and (found.rows == 3).all()
@@ -68,17 +69,17 @@ def test_the_disk_outlives_the_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["a bit of a row", "the position", "another key's entry", "cut short", "grown", "no header"],
+    ["a bit of a row", "the number", "another key's entry", "cut short", "grown", "no header"],
 )
 def test_a_damaged_entry_is_removed_and_not_used(tmp_path: Path, damage: str) -> None:
-    PrefixCache(0, tmp_path).put(key(3), made(3))
+    PrefixCache(0, ArrayStore(tmp_path)).put(key(3), made(3))
     file = tmp_path / f"{key(3)}.kv"
     data = bytearray(file.read_bytes())
     head, _, body = bytes(data).partition(b"\n")
     if damage == "a bit of a row":
         data[-5] ^= 1
-    elif damage == "the position":
-        data = bytearray(json.dumps({**json.loads(head), "position": 4}).encode() + b"\n" + body)
+    elif damage == "the number":
+        data = bytearray(json.dumps({**json.loads(head), "number": 4}).encode() + b"\n" + body)
     elif damage == "another key's entry":
         file = file.rename(tmp_path / f"{key(4)}.kv")
     elif damage == "cut short":
@@ -88,18 +89,18 @@ def test_a_damaged_entry_is_removed_and_not_used(tmp_path: Path, damage: str) ->
     else:
         data = bytearray(b"[]\n" + body)
     file.write_bytes(data)
-    cache = PrefixCache(1 << 20, tmp_path)
+    cache = PrefixCache(1 << 20, ArrayStore(tmp_path))
     assert cache.get(file.name.removesuffix(".kv")) is None
     assert not file.exists()
 
 
 def test_the_disk_has_a_budget_too(tmp_path: Path) -> None:
-    cache = PrefixCache(0, tmp_path, disk_budget=1)
+    cache = PrefixCache(0, ArrayStore(tmp_path, 1))
     cache.put(key(1), made(1))
     assert not list(tmp_path.iterdir()), "larger than the budget alone"
-    PrefixCache(0, tmp_path).put(key(1), made(1))
+    PrefixCache(0, ArrayStore(tmp_path)).put(key(1), made(1))
     size = next(tmp_path.iterdir()).stat().st_size
-    cache = PrefixCache(0, tmp_path, disk_budget=2 * size + size // 2)
+    cache = PrefixCache(0, ArrayStore(tmp_path, 2 * size + size // 2))
     cache.put(key(2), made(2))
     long_ago = time.time() - 1000
     os.utime(tmp_path / f"{key(2)}.kv", (long_ago, long_ago))
@@ -110,6 +111,6 @@ def test_the_disk_has_a_budget_too(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_is_no_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    cache = PrefixCache(1 << 20, blocked / "inside")
+    cache = PrefixCache(1 << 20, ArrayStore(blocked / "inside"))
     cache.put(key(1), made(1))
     assert cache.get(key(1)) is not None and cache.get(key(2)) is None
