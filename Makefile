@@ -81,8 +81,8 @@ nano-eval: $(VENV)/.train  ## AUROC and F1 of the shipped bundle on 1,000 test p
 nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
 	$(BIN)/edgejudge export $(NANO)/checkpoint --out $(NANO)/bundle --recipe w8 --force
 
-bench-export: $(VENV)/.test  ## time and memory of an export at full size (PRESET=..., RECIPE=...); gigabytes in TMPDIR
-	$(BIN)/python tests/bench_export.py $(or $(PRESET),smolvlm2-2.2b) $(or $(RECIPE),balanced)
+bench-export: $(VENV)/.test  ## time, memory and gate of exports (JUDGES="NAME:RECIPE ..."); gigabytes in TMPDIR
+	$(BIN)/python tests/bench_export.py $(JUDGES)
 
 bench-rules: $(VENV)/.runtime  ## what one more rule over a picture costs (BUNDLE=...; nano otherwise)
 	$(BIN)/python tests/bench_rules.py $(BUNDLE)

@@ -20,6 +20,7 @@ from edgejudge.bundle import Bundle
 from edgejudge.judge import default_bundle
 from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
+from edgejudge.profiling import peak_rss_mib
 from edgejudge.runtime import Engine
 
 COUNTS = (1, 4, 12, 32)
@@ -73,6 +74,23 @@ class Bench:
         return seconds, sum(s.counts["tokens"] for s in spans)
 
 
+def over_kept(bench: Bench) -> tuple[dict[int, float], float]:
+    """Median seconds to score each count of questions over a kept prefix; and the largest change of
+    a probability against passes of their own.
+    """
+    prefix, engine = bench.prefix(), bench.engine
+    times: dict[int, list[float]] = {count: [] for count in COUNTS}
+    for _ in range(2 * bench.rounds):
+        for count in COUNTS:
+            asked = questions(count, bench.vocabulary)
+            began = time.perf_counter()
+            logits = engine.score(prefix, asked)
+            times[count].append(time.perf_counter() - began)
+    apart = engine.label_probabilities(engine.score(prefix, asked, packed=False))
+    moved = np.abs(engine.label_probabilities(logits) - apart).max()
+    return {count: statistics.median(values) for count, values in times.items()}, float(moved)
+
+
 def by_budget(bench: Bench) -> dict[int, float]:
     """Median seconds to score the most questions over a kept prefix, by tokens of a pass."""
     asked, prefix = questions(COUNTS[-1], bench.vocabulary), bench.prefix()
@@ -120,22 +138,32 @@ def main() -> None:
     for count in COUNTS:
         mine = times["tree", count]
         tree, apart = median["tree", count], median["separate", count]
-        again = median.get(("picture again", count), float("nan"))
+        again = median.get(("picture again", count))
         cells = [
             f"{count}",
             f"{tree:.3f} ({min(mine):.3f} to {max(mine):.3f})",
             f"{tree / one:.2f}",
             f"{tokens['tree', count]}",
             f"{apart:.3f}",
-            f"{again:.3f}",
-            f"{again / tree:.1f}",
+            *(("", "") if again is None else (f"{again:.3f}", f"{again / tree:.1f}")),
         ]
         print(f"| {' | '.join(cells)} |")
+    kept, moved = over_kept(bench)
+    most = COUNTS[-1]
+    rate = kept[most] / (LENGTH // 2 + most * (LENGTH - LENGTH // 2))  # seconds of a token
+    added = (kept[most] - kept[1]) / (most - 1) / (LENGTH - LENGTH // 2) / rate
+    print(f"a rule more takes {added:.2f} times its own tokens at the rate of all {most}; ", end="")
+    print(f"a probability moves by {moved:.1e} at most against passes of their own; ", end="")
+    print(f"peak RSS {peak_rss_mib():.0f} MiB")
     budgets = by_budget(bench)
     best = {tokens: f"{1e3 * seconds:.1f}" for tokens, seconds in budgets.items()}
     print("scoring the most rules, ms by tokens of a pass: ", best)
     result = {
         "score_s_by_pass_tokens": {k: round(v, 5) for k, v in budgets.items()},
+        "score_s_by_rules": {k: round(v, 5) for k, v in kept.items()},
+        "added_rule": round(added, 3),
+        "largest_probability_change": moved,
+        "peak_rss_mib": round(peak_rss_mib()),
         "bundle": bench.bundle.manifest.name,
         "bundle_sha256": bench.bundle.fingerprint,
         "rounds": args.rounds,

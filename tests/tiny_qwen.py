@@ -12,29 +12,15 @@ import torch
 
 import tiny
 
-SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+# The chat format of the family, from the checkpoint that was trained on it.
+_TRAINED = Path(__file__).parent.parent / "models" / "nano" / "qwen"
+SPECIALS = tuple(
+    token["content"]
+    for token in json.loads((_TRAINED / "tokenizer.json").read_bytes())["added_tokens"]
 )
+CHAT_TEMPLATE = json.loads((_TRAINED / "tokenizer_config.json").read_bytes())["chat_template"]
 IMAGE = SPECIALS.index("<|image_pad|>")
 PATCH = 4
-CHAT_TEMPLATE = """{% for message in messages -%}
-{% if loop.first and message['role'] != 'system' -%}
-<|im_start|>system
-You are a helpful assistant.<|im_end|>
-{% endif -%}
-{{ '<|im_start|>' + message['role'] + '\\n' }}
-{%- for part in message['content'] -%}
-{{ '<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' else part['text'] }}
-{%- endfor -%}
-{{ '<|im_end|>\\n' }}
-{%- endfor -%}
-{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 PROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "do_resize": True,
