@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate lint types clean bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
+.PHONY: help demo test test-gate lint types clean bench-limits bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,10 +82,13 @@ nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
 	$(BIN)/edgejudge export $(NANO)/checkpoint --out $(NANO)/bundle --recipe w8 --force
 
 bench-export: $(VENV)/.test  ## time, memory and gate of exports (JUDGES="NAME:RECIPE ..."); gigabytes in TMPDIR
-	$(BIN)/python tests/bench_export.py $(JUDGES)
+	$(BIN)/python tests/bench/exports.py $(JUDGES)
 
 bench-rules: $(VENV)/.runtime  ## what one more rule over a picture costs (BUNDLE=...; nano otherwise)
-	$(BIN)/python tests/bench_rules.py $(BUNDLE)
+	$(BIN)/python tests/bench/rules.py $(BUNDLE)
+
+bench-limits: $(VENV)/.test  ## what the processor and its memory can do at most, kernel by kernel
+	$(BIN)/python tests/bench/limits.py
 
 preprocess-distance: $(VENV)/.test  ## how far our pixels are from those of processors that use torchvision
 	$(BIN)/python -m pip install -q --no-deps --target build/torchvision torchvision==0.28.0

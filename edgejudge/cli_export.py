@@ -40,9 +40,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe",
         default="balanced",
-        choices=("exact", "balanced", "small", "w8"),
+        choices=("exact", "balanced", "small", "w8", "fast"),
         help="precision of the weights: float32, four bits with eight where judges are sensitive, "
-        "four in the whole decoder, or eight everywhere (default: balanced)",
+        "four in the whole decoder, eight everywhere, or integers on both sides of every matrix "
+        "(default: balanced)",
     )
     cut = parser.add_mutually_exclusive_group()
     cut.add_argument(
@@ -242,7 +243,8 @@ def _report(args: argparse.Namespace, manifest: "Manifest", phases: dict[str, fl
     print(f"fingerprint {manifest.sha256}")
     print(
         f"label logits within {report.graph_error:g} of the reference over the same weights; "
-        f"hidden states {report.hidden_error:.2%} from the fp32 weights'"
+        f"hidden states {report.hidden_error:.2%} from the fp32 weights'; "
+        f"questions packed together move a probability by {report.packing_error:g} at most"
     )
     if report.decisions is None:
         print("random weights: the bundle is for latency alone, its verdicts mean nothing")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Checkpoint,
         Plan,
         Reference,
+        Source,
         Weights,
     )
     from edgejudge.runtime import Engine
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["export_bundle", "exporting_tools", "graph_error"]
 
 _AT_ONCE = 8  # pictures that pass the reference's layers together
+_APART = 4  # pictures whose questions are asked one by one too
 _BLAMED = 4  # pictures on which a refused bundle's groups are tried one by one
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of it that is done
@@ -80,9 +82,11 @@ def export_bundle(
     cut = exporting.Cut(parts, part_bytes)
     cut.check()
     with exporting.workplace(target, "unsealed") as partial:
-        plan = exporting.plan_of(opened, recipe or exporting.DEFAULT_RECIPE, progress)
-        exporting.export(opened, partial, plan, cut, policies, progress=progress)
-        gate = _Gate(Bundle.open(partial, unsealed=True), opened, plan, progress)
+        chosen = recipe or exporting.DEFAULT_RECIPE
+        changed, plan = exporting.prepared(opened, chosen, progress)
+        exporting.export(changed, partial, plan, cut, policies, progress=progress)
+        bundle = Bundle.open(partial, unsealed=True)
+        gate = _Gate(bundle, opened, changed.weights, plan, progress)
         manifest: Manifest = exporting.seal(partial, gate.measure(accept_flips))
         exporting.publish(partial, target, force)
     return manifest
@@ -151,13 +155,20 @@ class _Gate:
     """One bundle, measured once."""
 
     def __init__(
-        self, bundle: Bundle, checkpoint: "Checkpoint", plan: "Plan", progress: Progress
+        self,
+        bundle: Bundle,
+        checkpoint: "Checkpoint",
+        prepared: "Source",
+        plan: "Plan",
+        progress: Progress,
     ) -> None:
+        """`prepared` are the checkpoint's weights as the plan quantized them."""
         from edgejudge.runtime import Engine
 
         self._bundle, self._checkpoint, self._progress = bundle, checkpoint, progress
-        self._plan = plan
+        self._prepared, self._plan = prepared, plan
         self._engine = Engine.open(bundle)
+        self._apart: list[float] = []  # by picture, how far packing moved a probability
 
     def measure(self, accepted: float | None) -> FidelityRecord:
         self._progress("comparing the graphs with golden vectors", 0.0)
@@ -186,6 +197,7 @@ class _Gate:
             calibration_pictures=asked.calibrated,
             graph_error=_power_of_ten(worst),
             hidden_error=_up(hidden_error),
+            packing_error=_power_of_ten(max(self._apart)),
             decisions=None if random else _record(tally, masses, len(pictures), accepted),
         )
 
@@ -263,7 +275,13 @@ class _Gate:
         for picture, (rows, cols, visual) in zip(pictures, encoded, strict=True):
             ids, positions = prompts.prefix_ids(rows, cols), prompts.prefix_positions(rows, cols)
             branches = [prompts.branch_ids(text) for text in picture.conditions]
-            found.append(engine.ends(engine.prefill(ids, visual, positions), branches))
+            prefix = engine.prefill(ids, visual, positions)
+            ends = engine.ends(prefix, branches)
+            if len(self._apart) < _APART:
+                alone = engine.ends(prefix, branches, packed=False)
+                asked = [engine.label_probabilities(engine.label_logits(e)) for e in (ends, alone)]
+                self._apart.append(float(np.abs(asked[0] - asked[1]).max()))
+            found.append(ends)
         return found
 
     def _blame(self, pictures: "Sequence[CalibrationPicture]") -> str:
@@ -279,11 +297,12 @@ class _Gate:
             return yes_probability(np.concatenate(logits), checkpoint.labels.labels)
 
         truth = answers(Exact(checkpoint.weights))
-        blocks = [q for q in self._bundle.manifest.quantization if q.block]
+        records = self._bundle.manifest.quantization
+        blocks = [q for q in records if q.scheme.startswith("symmetric")]
         found: list[tuple[float, str, int]] = []
         for group in blocks:
             self._progress("looking for the weights to blame", len(found) / len(blocks))
-            moved = answers(Stored(checkpoint.weights, self._plan.only(group.group, group.bits)))
+            moved = answers(Stored(self._prepared, self._plan.only(group.group, group.bits)))
             found.append((float(np.abs(moved - truth).mean()), group.group, group.bits))
         worst = sorted(found, reverse=True)[:3]
         named = ", ".join(f"{name} in {bits} bits ({error:.3f})" for error, name, bits in worst)

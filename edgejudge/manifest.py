@@ -38,7 +38,7 @@ __all__ = [
     "TokensRecord",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,13 +285,15 @@ class FidelityRecord:
 
     `graph_error` is the largest |runtime - reference| on a label logit, both over the stored
     weights. `hidden_error` is the relative rms error of hidden states at the ends of questions
-    against the fp32 weights. Random weights decide nothing: then `decisions` is null.
+    against the fp32 weights. `packing_error` is the largest change of a probability by what else
+    was asked in the same pass. Random weights decide nothing: then `decisions` is null.
     """
 
     picture_set: str
     calibration_pictures: int
     graph_error: float
     hidden_error: float
+    packing_error: float
     decisions: DecisionsRecord | None
 
 

@@ -8,12 +8,20 @@ from edgejudge.export.blocks import Plan
 from edgejudge.export.calibration import CalibrationPicture, read_calibration, split_pictures
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import asked_about, yes_probability
-from edgejudge.export.exporter import check_target, export, plan_of, publish, seal
+from edgejudge.export.exporter import (
+    check_target,
+    export,
+    plan_of,
+    prepared,
+    publish,
+    seal,
+)
 from edgejudge.export.parts import Cut
 from edgejudge.export.preset import preset_checkpoint
 from edgejudge.export.recipe import DEFAULT_RECIPE, RECIPE_NAMES, Recipe, recipe_named
 from edgejudge.export.reference import Asked, Reference
 from edgejudge.export.stored import Exact, Stored, Weights
+from edgejudge.export.weights import Source
 from edgejudge.export.workplace import workplace
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "Reference",
+    "Source",
     "Stored",
     "Weights",
     "asked_about",
@@ -34,6 +43,7 @@ __all__ = [
     "export",
     "open_checkpoint",
     "plan_of",
+    "prepared",
     "preset_checkpoint",
     "publish",
     "read_calibration",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgejudge.errors import ExportError
 from edgejudge.export.quantize import Quantized, dequantize, quantize
-from edgejudge.export.recipe import Kinds, Recipe
+from edgejudge.export.recipe import INTEGER_BITS, Kinds, Recipe
 from edgejudge.export.weights import Source, matrix_shape, row_blocks
 
 __all__ = ["Plan", "QuantizedRows"]
@@ -54,6 +54,17 @@ class Plan:
             return None
         return bits
 
+    def integer(self, name: str) -> bool:
+        """Whether a linear weight meets activations that are rounded, each token for itself."""
+        return self.bits_of(name) == INTEGER_BITS
+
+    def stored_bits(self, name: str) -> float:
+        """Of one weight, its share of the scales included."""
+        bits = self.bits_of(name)
+        if bits is None:
+            return 32
+        return 8 if self.integer(name) else bits + 32 / self.recipe.block
+
     def group_of(self, name: str) -> str:
         """The part of the model a weight belongs to."""
         return self._kinds(name).partition(".")[0]
@@ -78,7 +89,8 @@ class Plan:
             if not np.isfinite(block).all():
                 raise ExportError(f"weight {name} holds a value that is not finite")
             search = self.recipe.searches(bits)
-            q = quantize(block, bits, self.recipe.block, search, importance)
+            run = shape[1] if self.integer(name) else self.recipe.block
+            q = quantize(block, bits, run, search, importance)
             return QuantizedRows(q, _square(dequantize(q) - block), _square(block))
 
         blocks = list(row_blocks(*shape))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from edgejudge.export.quantize import LEAST_PEAK
 from edgejudge.export.stored import Weights
 
 __all__ = ["EagerOps"]
@@ -88,6 +89,8 @@ class EagerOps:
                 f"{weight} rows {rows}", lambda: self._source.exact_rows(weight, rows)
             )
             return functional.linear(x, some, offset)
+        if self._source.rounds_tokens(weight):
+            x = _rounded(x)
         shape = self._source.shape(weight)
         if shape[0] * shape[1] * self._dtype.itemsize > _BUDGET:
             # An LM head of 150,000 rows: never whole in memory.
@@ -183,3 +186,9 @@ class EagerOps:
 def _by_head(x: Tensor, heads: int) -> Tensor:
     """[B, S, heads * H] -> [B, heads, S, H]"""
     return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Each token to the nearest of 255 levels that its largest value spans."""
+    step = x.abs().amax(-1, keepdim=True).clamp_min(LEAST_PEAK) / 127
+    return torch.round(x / step) * step

@@ -37,12 +37,13 @@ from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.parts import Cut, layer_bytes
 from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
 from edgejudge.export.reference import Reference
+from edgejudge.export.smoothing import smoothed
 from edgejudge.export.store import WeightStore
 from edgejudge.export.stored import Stored
 from edgejudge.export.weights import row_blocks
 from edgejudge.export.workplace import workplace
 
-__all__ = ["check_target", "export", "plan_of", "publish", "seal"]
+__all__ = ["check_target", "export", "plan_of", "prepared", "publish", "seal"]
 
 _EMBEDDINGS = "embeddings.bin"
 _TOOLS = ("edgejudge", "numpy", "onnx", "pillow", "tokenizers", "torch")
@@ -77,10 +78,10 @@ def export(
 ) -> Path:
     """Writes an unsealed bundle of the checkpoint into the folder `out`; gives its path.
 
-    `recipe` is a name, or what `plan_of` made of it for this checkpoint. `cut` says into how many
-    graphs the decoder goes. `policies` are compiled in. `force` replaces an edgejudge bundle that
-    is already there, and nothing else. `progress` is told what is being done, and the share of it
-    that is done.
+    `recipe` is a name, or what `prepared` made of it and of this checkpoint. `cut` says into how
+    many graphs the decoder goes. `policies` are compiled in. `force` replaces an edgejudge bundle
+    that is already there, and nothing else. `progress` is told what is being done, and the share of
+    it that is done.
     """
     target = Path(out).resolve()
     check_target(target, force)
@@ -88,7 +89,9 @@ def export(
         recipe_named(recipe)  # a bad name is told before anything is read
     cut.check()
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-    plan = plan_of(opened, recipe, progress) if isinstance(recipe, str) else recipe
+    plan = recipe
+    if isinstance(plan, str):
+        opened, plan = prepared(opened, plan, progress)
     with workplace(target, "partial") as partial:
         try:
             partial.mkdir(parents=True)
@@ -100,6 +103,21 @@ def export(
                 "there, or name another folder"
             ) from None
     return target
+
+
+def prepared(
+    checkpoint: Checkpoint,
+    recipe: str,
+    progress: Callable[[str, float], None] = lambda *_: None,
+) -> tuple[Checkpoint, Plan]:
+    """The checkpoint as a recipe wants it, the same function with other weights; and how they are
+    stored.
+    """
+    plan = plan_of(checkpoint, recipe, progress)
+    if plan.recipe.smooth:
+        progress("smoothing activations", 0.0)
+        checkpoint = smoothed(checkpoint)
+    return checkpoint, plan
 
 
 def plan_of(

@@ -47,8 +47,12 @@ class Ledger:
     def quantized(
         self, name: str, bits: int, block: int, nbytes: int, error: float, weight: float
     ) -> None:
-        """A weight in blocks; sums of squares of its error and of itself."""
-        self._group(name, "symmetric blocks", bits, block).add(nbytes, error, weight)
+        """A weight in blocks, or in whole rows where `block` is 0; sums of squares of its error and
+        of itself.
+        """
+        self._group(name, "symmetric blocks" if block else "symmetric rows", bits, block).add(
+            nbytes, error, weight
+        )
 
     def rounded(self, name: str, dtype: str, nbytes: int, error: float, weight: float) -> None:
         """A weight stored in a shorter float; sums of squares of its error and of itself."""

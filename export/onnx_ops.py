@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgejudge.bundle import TensorRecord
 from edgejudge.export.blocks import Plan
 from edgejudge.export.ledger import Ledger
+from edgejudge.export.quantize import LEAST_PEAK
+from edgejudge.export.recipe import INTEGER_BITS
 from edgejudge.export.store import Place, WeightStore
 from edgejudge.export.weights import Source, matrix_shape
 
@@ -23,9 +25,11 @@ __all__ = ["IR_VERSION", "OPSETS", "OnnxOps"]
 IR_VERSION = 10  # onnx's own default is newer than the runtimes read
 OPSETS = {"": 21, "com.microsoft": 1}
 _FLOAT_FILE = "weights.f32.bin"
+_INTEGER_FILE = "weights.i8.bin"
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
 }
@@ -52,6 +56,7 @@ class OnnxOps:
         self._inputs: list[TensorRecord] = []
         self._outputs: list[TensorRecord] = []
         self._used: dict[str, Place] = {}
+        self._tokens: dict[str, tuple[str, str]] = {}  # value -> its rounded form and steps
 
     # --- graph ---
 
@@ -160,6 +165,8 @@ class OnnxOps:
     ) -> str:
         # A few rows of the head decide every verdict and weigh nothing: they stay exact.
         bits = None if rows is not None else self._plan.bits_of(weight)
+        if bits is not None and self._plan.integer(weight):
+            return self._integer(x, weight, bias)
         if bits is not None:
             return self._quantized(x, weight, bits, bias)
 
@@ -219,6 +226,53 @@ class OnnxOps:
         self._store.put(scale_key, file, np.concatenate(scales))
         nbytes = rows * blocks * (block * bits // 8 + 4)
         self._ledger.quantized(weight, bits, block, nbytes, error, square)
+
+    def _integer(self, x: str, weight: str, bias: str | None) -> str:
+        """Both sides in integers, whose sums are exact; then the token's scale, then the bias."""
+        level_key, scale_key = f"{weight}.i8", f"{weight}.i8.scales"
+        if self._store.get(level_key) is None:
+            self._store_rows(weight, level_key, scale_key)
+        rounded, step = self._per_token(x)
+        inputs = [
+            rounded,
+            self._weight(level_key, _INTEGER_FILE, _never),
+            self._scalar("one", np.float32(1)),
+            self._weight(scale_key, _INTEGER_FILE, _never),
+            self._scalar("zero_of_tokens", np.uint8(128)),
+        ]
+        y = self.mul(self._node("MatMulIntegerToFloat", inputs, domain="com.microsoft"), step)
+        return y if bias is None else self.add(y, self._float(bias))
+
+    def _per_token(self, x: str) -> tuple[str, str]:
+        """[..., K] -> bytes around 128, and what a level of each token means [..., 1]."""
+        if x not in self._tokens:
+            largest = self._node("ReduceMax", [self._node("Abs", [x]), self._constant([-1])])
+            largest = self._node("Max", [largest, self._scalar("tiny", np.float32(LEAST_PEAK))])
+            step = self._node("Div", [largest, self._scalar("top", np.float32(127))])
+            ends = [
+                self._scalar("one", np.float32(1)),
+                self._scalar("zero_of_tokens", np.uint8(128)),
+            ]
+            levels = self._node("QuantizeLinear", [self._node("Div", [x, step]), *ends])
+            self._tokens[x] = levels, step
+        return self._tokens[x]
+
+    def _scalar(self, name: str, value: np.generic) -> str:
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name
+
+    def _store_rows(self, weight: str, level_key: str, scale_key: str) -> None:
+        """[K, N], as the kernel takes it: one matrix of bytes is in memory at a time."""
+        parts = list(self._plan.quantized(self._weights, weight))
+        levels = np.concatenate([p.q.levels.reshape(len(p.q.levels), -1) for p in parts])
+        signed = (levels.astype(np.int16) - (1 << INTEGER_BITS - 1)).astype(np.int8)
+        self._store.put(level_key, _INTEGER_FILE, np.ascontiguousarray(signed.T))
+        self._store.put(scale_key, _INTEGER_FILE, np.concatenate([p.q.scales[:, 0] for p in parts]))
+        error, square = sum(p.error for p in parts), sum(p.square for p in parts)
+        self._ledger.quantized(
+            weight, INTEGER_BITS, 0, signed.size + 4 * len(signed), error, square
+        )
 
     def layer_norm(self, x: str, weight: str, bias: str, eps: float) -> str:
         inputs = [x, self._float(weight), self._float(bias)]

@@ -81,7 +81,6 @@ def layer_bytes(
         layer = layer_of(name)
         if layer is None or plan.group_of(name) != "decoder":
             continue
-        bits = plan.bits_of(name) if len(shape) > 1 else None
-        scales = 0 if bits is None else 32 / plan.recipe.block
-        costs[layer] += round(int(np.prod(shape)) * ((bits or 32) + scales) / 8)
+        bits = plan.stored_bits(name) if len(shape) > 1 else 32
+        costs[layer] += round(int(np.prod(shape)) * bits / 8)
     return costs

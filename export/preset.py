@@ -22,13 +22,15 @@ _ANSWERS = "Yes No yes no User: Assistant: user assistant system You are a helpf
 
 
 def preset_checkpoint(
-    name: str, folder: Path, texts: Sequence[str], max_pixels: int | None = None
+    preset: str | Preset, folder: Path, texts: Sequence[str], max_pixels: int | None = None
 ) -> Checkpoint:
     """Writes what a checkpoint needs beside weights into `folder`, and opens it.
 
-    `texts` are what will be asked: their words become tokens.
+    `preset` is one, or the name of one. `texts` are what will be asked: their words become tokens.
     """
-    preset = preset_named(name)
+    if isinstance(preset, str):
+        preset = preset_named(preset)
+    name = preset.name
     if not preset.built:
         raise ExportError(
             f"preset {name} is of family {preset.model_type}, which is not built yet; "

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Quantized", "dequantize", "quantize"]
+__all__ = ["LEAST_PEAK", "Quantized", "dequantize", "quantize"]
+
+LEAST_PEAK = 1e-12  # of a token whose values are rounded: one of zeros has a scale too
 
 # Shares of the plain scale that a search tries: a block whose largest weight is clipped a little
 # may spend its few levels better on all others.
@@ -19,12 +21,14 @@ _RATIOS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """Value = (level - 2^(bits - 1)) * scale; a scale may be negative."""
+    """Value = (level - 2^(bits - 1)) * scale; a scale may be negative. Four bits are packed in
+    twos, others take a byte.
+    """
 
     bits: int
     block: int
     inner: int  # K before it was padded to whole blocks
-    levels: NDArray[np.uint8]  # [N, K / block, block * bits / 8], low nibble first
+    levels: NDArray[np.uint8]  # [N, K / block, block or block / 2], low nibble first
     scales: NDArray[np.float32]  # [N, K / block]
 
 

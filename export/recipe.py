@@ -19,6 +19,7 @@ from edgejudge.errors import ExportError
 
 __all__ = [
     "DEFAULT_RECIPE",
+    "INTEGER_BITS",
     "RECIPE_NAMES",
     "Kinds",
     "Recipe",
@@ -28,8 +29,11 @@ __all__ = [
 ]
 
 DEFAULT_RECIPE = "balanced"
-RECIPE_NAMES = ("exact", "balanced", "small", "w8")
+RECIPE_NAMES = ("exact", "balanced", "small", "w8", "fast")
 Kinds = Callable[[str], str]  # weight name -> kind
+# Of weights that meet 8-bit activations: without VNNI, x86 adds two products in 16 bits, and those
+# of 7-bit weights are the largest that fit there.
+INTEGER_BITS = 7
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -48,17 +52,31 @@ class Recipe:
     # that no number depends on what else is in the pass.
     accuracy_level: int = 1
     search: bool = False  # of the best scale of each 4-bit block
+    # Kinds that are multiplied in integers: weights in rows of one scale, activations rounded to
+    # eight bits with one scale for each token, so that none depends on what else is in the pass.
+    integer: tuple[str, ...] = ()
+    smooth: bool = False  # moves what is hard to round from activations into weights first
 
     def bits_of(self, kind: str) -> int | None:
         """Bits of a kind's weights; None is float32."""
+        if self.on_integers(kind):
+            return INTEGER_BITS
         if self.default_bits is None:
             return None
-        matching = [p for p in self.bits if fnmatchcase(kind, p) or kind.startswith(f"{p}.")]
+        matching = [p for p in self.bits if _matches(kind, p)]
         return self.bits[max(matching, key=len)] if matching else self.default_bits
 
+    def on_integers(self, kind: str) -> bool:
+        """Whether weights of the kind meet rounded activations."""
+        return any(_matches(kind, p) for p in self.integer)
+
     def searches(self, bits: int) -> bool:
-        """Eight bits have levels enough: clipping gains nothing there."""
-        return self.search and bits < 8
+        """Seven bits have levels enough: clipping gains nothing there."""
+        return self.search and bits < 7
+
+
+def _matches(kind: str, pattern: str) -> bool:
+    return fnmatchcase(kind, pattern) or kind.startswith(f"{pattern}.")
 
 
 def layer_of(name: str) -> int | None:
@@ -92,6 +110,8 @@ def recipe_named(name: str) -> Recipe:
         "block": 32,
         "accuracy_level": 1,
         "search": False,
+        "integer": [],
+        "smooth": False,
     }
     value = {**defaults, **tomllib.loads(file.read_text("utf-8")), "name": name}
     return from_json(Recipe, value, file.name, ExportError)

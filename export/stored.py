@@ -28,6 +28,9 @@ class Weights(Protocol):
     def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """That matrix as runs of its rows, in order."""
 
+    def rounds_tokens(self, name: str) -> bool:
+        """Whether what meets this matrix is rounded to eight bits first, each token for itself."""
+
     def exact_rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
         """Some rows of a matrix, as the checkpoint has them."""
 
@@ -46,6 +49,9 @@ class Exact:
     def shape(self, name: str) -> tuple[int, int]:
         return matrix_shape(self._source, name)
 
+    def rounds_tokens(self, name: str) -> bool:
+        return False
+
     def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
         shape = self.shape(name)
         for rows in row_blocks(*shape):
@@ -63,6 +69,9 @@ class Stored(Exact):
             return
         for block in self._plan.quantized(self._source, name):
             yield dequantize(block.q)
+
+    def rounds_tokens(self, name: str) -> bool:
+        return self._plan.integer(name)
 
     def embedding(self, name: str, ids: slice | Sequence[int]) -> NDArray[np.float32]:
         rows = self._source.rows(name, ids)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.bundle import (
+    SCHEMA_VERSION,
     Bundle,
     CanaryRecord,
     CompiledCondition,
@@ -175,7 +176,7 @@ def manifest(
 ) -> Manifest:
     golden = GoldenRecord("canary", 0, 0, ((5,),), ((0.0, 0.0),))
     return Manifest(
-        schema_version=2,
+        schema_version=SCHEMA_VERSION,
         sha256="",
         name="fake",
         family="smolvlm",
@@ -212,7 +213,7 @@ def manifest(
         files=(),
         canary=CanaryRecord(16, 16, 0.01, golden),
         golden=(),
-        fidelity=FidelityRecord("synthetic", 0, 0.0, 0.0, None),
+        fidelity=FidelityRecord("synthetic", 0, 0.0, 0.0, 0.0, None),
         tools={},
     ).signed()
 

@@ -36,6 +36,7 @@ REPORT = FidelityRecord(
     0,
     1e-6,
     0.0,
+    1e-6,
     DecisionsRecord(
         pictures=1,
         decisions=1,

@@ -53,6 +53,7 @@ def test_a_sealed_bundle_carries_its_report(checkpoint: Path, tmp_path: Path) ->
     assert found.decisions == sum(len(texts) for _, texts in CALIBRATION)
     assert 0 < found.probability_error_mean <= found.probability_error_max < 0.2
     assert 0 < report.hidden_error < 0.2 and report.graph_error <= 1e-4
+    assert report.packing_error <= 1e-5
     assert 0 < found.label_mass.minimum <= found.label_mass.mean < 1
     assert found.underpowered and found.flips_upper > 0.005 and found.accepted_flips is None
     assert steps[-1] == "computing decisions by the bundle"

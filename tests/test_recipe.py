@@ -22,25 +22,24 @@ def bits(recipe: str, kind: str) -> int | None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "exact", "balanced", "small", "w8"),
+    ("kind", "expected"),  # exact, balanced, small, w8, fast
     [
-        ("vision", None, 8, 8, 8),
-        ("head", None, 8, 4, 8),
-        ("decoder.first.q_proj", None, 8, 4, 8),
-        ("decoder.middle.q_proj", None, 4, 4, 8),
-        ("decoder.middle.v_proj", None, 8, 4, 8),
-        ("decoder.middle.down_proj", None, 8, 4, 8),
-        ("decoder.last.up_proj", None, 8, 4, 8),
+        ("vision", (None, 8, 8, 8, 7)),
+        ("connector", (None, 8, 8, 8, 7)),
+        ("head", (None, 8, 4, 8, 8)),
+        ("decoder.first.q_proj", (None, 8, 4, 8, 7)),
+        ("decoder.middle.q_proj", (None, 4, 4, 8, 7)),
+        ("decoder.middle.v_proj", (None, 8, 4, 8, 7)),
+        ("decoder.middle.down_proj", (None, 8, 4, 8, 7)),
+        ("decoder.last.up_proj", (None, 8, 4, 8, 7)),
     ],
 )
-def test_bits_by_kind(kind: str, exact: None, balanced: int, small: int, w8: int) -> None:
-    assert [bits(name, kind) for name in ("exact", "balanced", "small", "w8")] == [
-        exact,
-        balanced,
-        small,
-        w8,
-    ]
-    assert set(RECIPE_NAMES) == {"exact", "balanced", "small", "w8"}
+def test_bits_by_kind(kind: str, expected: tuple[int | None, ...]) -> None:
+    assert tuple(bits(name, kind) for name in RECIPE_NAMES) == expected
+    assert RECIPE_NAMES == ("exact", "balanced", "small", "w8", "fast")
+    assert [name for name in RECIPE_NAMES if recipe_named(name).on_integers(kind)] == (
+        [] if kind == "head" else ["fast"]
+    )
 
 
 def test_the_most_specific_pattern_wins() -> None:

@@ -11,17 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from shapes import judge_checkpoint
 
 from edgejudge.bundle import to_json
-from edgejudge.export import Checkpoint, open_checkpoint, preset_checkpoint
-from edgejudge.export.weights import CheckpointWeights, Source, row_blocks
+from edgejudge.export import Checkpoint, open_checkpoint
 from edgejudge.fidelity import export_bundle
-from edgejudge.models.preset import PRESETS
+from edgejudge.models.preset import PRESETS, preset_named
 from edgejudge.policy import load_policy
 from edgejudge.profiling import peak_rss_mib
 
@@ -35,41 +33,13 @@ DEFAULTS = (
 REFERENCE = ("golden vectors by the reference", "decisions by the reference")
 
 
-def write_bf16(weights: Source, shapes: dict[str, tuple[int, ...]], file: Path) -> None:
-    """One safetensors file, a few rows at a time."""
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in shapes.items():
-            for rows in row_blocks(shape[0], int(np.prod(shape[1:]))):
-                bits = weights.rows(name, rows).view(np.uint32)
-                stream.write(((bits + 0x8000) >> 16).astype("<u2").tobytes())
-
-
-def written(name: str, scratch: Path) -> None:
-    """A bf16 checkpoint of a preset with random weights, in `scratch`."""
-    opened = preset_checkpoint(name, scratch, [])
-    shapes = dict(opened.family.weight_names(opened.spec))
-    if opened.spec.text.tie_word_embeddings:
-        shapes.pop(opened.family.HEAD)
-    (scratch / "weights").mkdir()
-    write_bf16(opened.weights, shapes, scratch / "weights" / "model.safetensors")
-
-
 def opened_from(name: str, scratch: Path) -> Checkpoint:
+    """A folder's checkpoint, or a preset's in bf16 with random weights, written to `scratch`."""
     if name not in PRESETS:
         return open_checkpoint(name)
     policy = load_policy("stickers").record()
     texts = [t for rule in policy.rules for either in rule.conditions for t in either]
-    (scratch / "opened").mkdir()
-    opened = preset_checkpoint(name, scratch / "opened", texts)
-    aliases = {opened.family.HEAD: opened.family.EMBEDDINGS}
-    return replace(opened, weights=CheckpointWeights(scratch / "weights", aliases))
+    return judge_checkpoint(preset_named(name), scratch, texts)
 
 
 def measure(name: str, recipe: str, scratch: Path, out: Path) -> None:
@@ -139,8 +109,7 @@ def main() -> int:
     for judge in args.judges:
         name, _, recipe = judge.rpartition(":")
         with tempfile.TemporaryDirectory() as folder:
-            if name in PRESETS:
-                written(name, Path(folder))
+            opened_from(name, Path(folder))  # what it writes must not count
             out = (args.out or Path(folder)) / f"{Path(name).name}-{recipe}"
             command = [sys.executable, __file__, judge, "--within", folder, "--out", str(out)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
