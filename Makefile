@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate lint types clean bench-limits bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
+.PHONY: help demo test test-gate lint types clean bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ bench-export: $(VENV)/.test  ## time, memory and gate of exports (JUDGES="NAME:R
 
 bench-rules: $(VENV)/.runtime  ## what one more rule over a picture costs (BUNDLE=...; nano otherwise)
 	$(BIN)/python tests/bench/rules.py $(BUNDLE)
+
+bench-recipes: $(VENV)/.runtime  ## one judge in several recipes, side by side (BUNDLES="A B ...")
+	$(BIN)/python tests/bench/recipes.py $(BUNDLES)
 
 bench-limits: $(VENV)/.test  ## what the processor and its memory can do at most, kernel by kernel
 	$(BIN)/python tests/bench/limits.py

@@ -69,8 +69,8 @@ def gate_set(checkpoint: "Checkpoint", manifest: Manifest) -> GateSet:
     return GateSet(_SYNTHETIC, gate, selection, 0)
 
 
-def _known(picture: "CalibrationPicture", names: frozenset[str]) -> "CalibrationPicture":
-    """Asked about what the judge claims to know alone."""
+def _known(picture: "CalibrationPicture", names: frozenset[str] | None) -> "CalibrationPicture":
+    """Asked about what the judge claims to know alone, which is all where it lists nothing."""
     return replace(
         picture, conditions=tuple(text for text in picture.conditions if knows(names, text))
     )
