@@ -1,5 +1,8 @@
 """The published guarantee, for every family and recipe: adding, removing or reordering questions,
 and cutting the work in whatever passes, moves no label probability by more than 1e-5.
+
+But for activations that are rounded: there a last bit may become a level, and the guarantee is a
+band, which each bundle's manifest states for itself.
 """
 
 from pathlib import Path
@@ -19,9 +22,8 @@ from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
 from edgejudge.runtime import Engine
 
-BAND = 1e-5
 FAMILIES = {"smolvlm": tiny.make_checkpoint, "qwen2_5_vl": tiny_qwen.make_checkpoint}
-RECIPES = ("exact", "w8", "small")
+BANDS = {"exact": 1e-5, "w8": 1e-5, "small": 1e-5, "fast": 2e-2}
 SLOW = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -53,7 +55,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cas
     made = {}
     for family, make in FAMILIES.items():
         folder: Path = make(root / family)
-        for recipe in RECIPES:
+        for recipe in BANDS:
             target = export(folder, root / f"{family}-{recipe}", recipe=recipe)
             bundle = Bundle.open(target, unsealed=True)
             engine, plain = (Engine.open(bundle, threads=1) for _ in range(2))
@@ -71,7 +73,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cas
     return made
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", BANDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @given(
     asked=questions,
@@ -106,4 +108,4 @@ def test_no_cut_moves_a_verdict(
         prefix = engine.prefill(level, after=prefix)
     for order in (list(range(len(asked))), chosen):
         found = engine.label_probabilities(engine.score(prefix, [asked[i] for i in order]))
-        assert np.abs(found - expected[order]).max() < BAND
+        assert np.abs(found - expected[order]).max() < BANDS[recipe]

@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Judged:
         self.ends = engine.ends(prefix, self.asked)
         marks.append(time.perf_counter())
         engine.trace.clear()
-        for stage, begin, end in zip(STAGES, marks, marks[1:], strict=True):
+        for stage, (begin, end) in zip(STAGES, pairwise(marks), strict=True):
             self.seconds[stage].append(end - begin)
         self.tokens = len(ids)
 
