@@ -27,8 +27,10 @@ DEFAULTS = (
     "smolvlm2-2.2b:balanced",
     "qwen2.5-vl-3b:balanced",
     "models/nano/checkpoint:w8",
+    "models/nano/checkpoint:fast",
     "models/nano/qwen:w8",
     "models/nano/qwen:balanced",
+    "models/nano/qwen:fast",
 )
 REFERENCE = ("golden vectors by the reference", "decisions by the reference")
 
