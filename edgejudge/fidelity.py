@@ -31,7 +31,6 @@ from edgejudge.models.prompt import Prompts
 
 if TYPE_CHECKING:
     from edgejudge.export import (
-        Asked,
         CalibrationPicture,
         Checkpoint,
         Plan,
@@ -240,21 +239,13 @@ class _Gate:
         seen = preprocess(picture.rgb, self._checkpoint.image)
         return len(Prompts.of(self._bundle).prefix_ids(seen.rows, seen.cols))
 
-    def _asked_of_checkpoint(self, pictures: "Sequence[CalibrationPicture]") -> "list[Asked]":
-        """The conditions as the checkpoint itself says how pictures and prompts are made."""
-        from edgejudge.export import asked_about
-
-        own = self._checkpoint
-        prompts = Prompts(own.prompt, own.tokens.image, lambda: own.tokenizer)
-        return [asked_about(prompts, own.image, p.rgb, p.conditions)[2] for p in pictures]
-
     def _truths(
         self, reference: "Reference", pictures: "Sequence[CalibrationPicture]"
     ) -> list[_Truth]:
-        from edgejudge.export import yes_probability
+        from edgejudge.export import asked_of, yes_probability
 
         labels, truths = self._checkpoint.labels, []
-        for ends in reference.ends(self._asked_of_checkpoint(pictures)):
+        for ends in reference.ends(asked_of(self._checkpoint, pictures)):
             full = reference.logits(ends).double().numpy()  # [B, vocab]
             rows = full[:, list(labels.token_ids)]
             mass = np.exp(np.logaddexp.reduce(rows, 1) - np.logaddexp.reduce(full, 1))
@@ -286,11 +277,11 @@ class _Gate:
 
     def _blame(self, pictures: "Sequence[CalibrationPicture]") -> str:
         """Which stored groups move the reference's probabilities most, each tried by itself."""
-        from edgejudge.export import Exact, Reference, Stored, yes_probability
+        from edgejudge.export import Exact, Reference, Stored, asked_of, yes_probability
 
         checkpoint = self._checkpoint
         rows, spec, image = checkpoint.labels.token_ids, checkpoint.spec, checkpoint.tokens.image
-        asked = self._asked_of_checkpoint(pictures[:_BLAMED])
+        asked = asked_of(checkpoint, pictures[:_BLAMED])
 
         def answers(weights: "Weights") -> NDArray[np.float64]:
             logits = Reference(spec, weights, image).ask(asked, rows)

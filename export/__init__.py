@@ -7,7 +7,7 @@ with. Never imports the runtime.
 from edgejudge.export.blocks import Plan
 from edgejudge.export.calibration import CalibrationPicture, read_calibration, split_pictures
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
-from edgejudge.export.compile import asked_about, yes_probability
+from edgejudge.export.compile import asked_of, yes_probability
 from edgejudge.export.exporter import (
     check_target,
     export,
@@ -38,7 +38,7 @@ __all__ = [
     "Source",
     "Stored",
     "Weights",
-    "asked_about",
+    "asked_of",
     "check_target",
     "export",
     "open_checkpoint",

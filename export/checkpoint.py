@@ -66,6 +66,11 @@ class Checkpoint:
     random_weights: bool
 
     @property
+    def prompts(self) -> Prompts:
+        """Prompts as the checkpoint itself says how they are made."""
+        return Prompts(self.prompt, self.tokens.image, lambda: self.tokenizer)
+
+    @property
     def calibration_folder(self) -> Path | None:
         """The judge card's calibration set: inside the checkpoint, or a folder beside it."""
         name = self.card.calibration_set

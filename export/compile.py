@@ -24,14 +24,14 @@ from edgejudge.bundle import (
     RuleRecord,
 )
 from edgejudge.errors import ExportError
-from edgejudge.export.calibration import read_calibration
+from edgejudge.export.calibration import CalibrationPicture, read_calibration
 from edgejudge.export.checkpoint import Checkpoint
 from edgejudge.export.reference import Asked, Reference
 from edgejudge.models.concepts import known_names, knows
 from edgejudge.models.image import ImageSpec, canary_image, preprocess
 from edgejudge.models.prompt import Prompts
 
-__all__ = ["Compiler", "asked_about", "yes_probability"]
+__all__ = ["Compiler", "asked_of", "yes_probability"]
 
 _DEFAULT_THRESHOLD = 0.5
 _CANARY_CONDITIONS = ("a cat", "a red circle", "written text")
@@ -81,9 +81,7 @@ class Compiler:
         self._checkpoint = checkpoint
         self._stored = stored
         self._decimals = decimals
-        self._prompts = Prompts(
-            checkpoint.prompt, checkpoint.tokens.image, lambda: checkpoint.tokenizer
-        )
+        self._prompts = checkpoint.prompts
 
     def compile(self, policies: Sequence[PolicyRecord], folder: Path, tolerance: float) -> Compiled:
         """Policies, canary and golden vectors; golden pictures are written to `folder`."""
@@ -186,7 +184,7 @@ class Compiler:
         return names or _CANARY_CONDITIONS
 
     def _wanted(self, image: str, rgb: NDArray[np.uint8], conditions: Sequence[str]) -> _Wanted:
-        return _Wanted(image, *asked_about(self._prompts, self._checkpoint.image, rgb, conditions))
+        return _Wanted(image, *_asked_about(self._prompts, self._checkpoint.image, rgb, conditions))
 
     def _record(self, wanted: _Wanted, logits: NDArray[np.float64]) -> GoldenRecord:
         rounded = tuple(tuple(round(float(v), self._decimals) for v in row) for row in logits)
@@ -194,7 +192,7 @@ class Compiler:
         return GoldenRecord(wanted.image, wanted.rows, wanted.cols, branches, rounded)
 
 
-def asked_about(
+def _asked_about(
     prompts: Prompts, image: ImageSpec, rgb: NDArray[np.uint8], conditions: Sequence[str]
 ) -> tuple[int, int, Asked]:
     """Rows and columns of a picture, and the conditions asked of it."""
@@ -203,3 +201,9 @@ def asked_about(
     branches = [prompts.branch_ids(text) for text in conditions]
     asked = Asked(branches, prompts.prefix_ids(*grid), seen.feeds, prompts.prefix_positions(*grid))
     return (*grid, asked)
+
+
+def asked_of(checkpoint: Checkpoint, pictures: Sequence[CalibrationPicture]) -> list[Asked]:
+    """The pictures' conditions, pixels and prompts made as the checkpoint itself says."""
+    prompts, image = checkpoint.prompts, checkpoint.image
+    return [_asked_about(prompts, image, p.rgb, p.conditions)[2] for p in pictures]

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from edgejudge.export.calibration import read_calibration, split_pictures
 from edgejudge.export.checkpoint import Checkpoint
-from edgejudge.export.compile import asked_about
+from edgejudge.export.compile import asked_of
 from edgejudge.export.reference import Reference
 from edgejudge.export.stored import Exact
-from edgejudge.models.prompt import Prompts
 
 __all__ = ["column_importance"]
 
@@ -45,13 +44,11 @@ def column_importance(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
     pictures = [] if folder is None else split_pictures(read_calibration(folder)).calibration
     if not pictures:
         return {}
-    prompts = Prompts(checkpoint.prompt, checkpoint.tokens.image, lambda: checkpoint.tokenizer)
     moments = _Moments()
     reference = Reference(
         checkpoint.spec, Exact(checkpoint.weights), checkpoint.tokens.image, observe=moments
     )
-    asked = [asked_about(prompts, checkpoint.image, p.rgb, p.conditions)[2] for p in pictures]
-    reference.ask(asked, checkpoint.labels.token_ids)
+    reference.ask(asked_of(checkpoint, pictures), checkpoint.labels.token_ids)
     return {
         name: _rounded(total.numpy() / moments.counts[name]) for name, total in moments.sums.items()
     }

@@ -19,13 +19,12 @@ from torch import Tensor
 
 from edgejudge.export.calibration import CalibrationPicture, read_calibration, split_pictures
 from edgejudge.export.checkpoint import Checkpoint
-from edgejudge.export.compile import asked_about
+from edgejudge.export.compile import asked_of
 from edgejudge.export.reference import Reference
 from edgejudge.export.stored import Exact
 from edgejudge.export.weights import Source, matrix_shape, row_blocks
 from edgejudge.models.family import Family
 from edgejudge.models.image import canary_image
-from edgejudge.models.prompt import Prompts
 from edgejudge.models.spec import ModelSpec
 
 __all__ = ["Joint", "Scaled", "joints", "smoothed"]
@@ -161,11 +160,9 @@ def _observe(checkpoint: Checkpoint, found: _Peaks) -> None:
     if not pictures:
         drawn = canary_image(*checkpoint.image.example_size)
         pictures = [CalibrationPicture("drawn", drawn, ("a cat", "written text"))]
-    prompts = Prompts(checkpoint.prompt, checkpoint.tokens.image, lambda: checkpoint.tokenizer)
-    asked = [asked_about(prompts, checkpoint.image, p.rgb, p.conditions)[2] for p in pictures]
     weights = Exact(checkpoint.weights)
     reference = Reference(checkpoint.spec, weights, checkpoint.tokens.image, observe=found)
-    reference.ask(asked, checkpoint.labels.token_ids)
+    reference.ask(asked_of(checkpoint, pictures), checkpoint.labels.token_ids)
 
 
 # --- where channels are made and used ------------------------------------------------------------

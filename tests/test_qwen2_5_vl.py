@@ -302,6 +302,21 @@ def test_the_seam_is_the_same_for_any_condition(condition: str) -> None:
     assert positions is not None and positions.shape[1] == len(prompts.prefix_ids(2, 3))
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    before=st.text(max_size=4),
+    special=st.sampled_from(tiny_qwen.SPECIALS),
+    after=st.text(max_size=4),
+)
+def test_special_tokens_in_user_text_are_text(before: str, special: str, after: str) -> None:
+    prompts, _ = _prompts()
+    text, tail = before + special + after, len(prompts.record.tail)
+    for ids in (prompts.branch_ids(text), prompts.request_ids(text)):
+        assert ids[:-tail] and min(ids[:-tail]) >= len(tiny_qwen.SPECIALS)
+    blind = prompts.blind_ids(text)[len(prompts.record.blind_head) : -tail]
+    assert not {IMAGE, prompts.record.view_open[-1]} & set(blind)
+
+
 @cache
 def _prompts() -> tuple[Prompts, Any]:
     import tempfile

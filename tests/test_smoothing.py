@@ -10,11 +10,18 @@ import torch
 
 import tiny
 import tiny_qwen
-from edgejudge.export import Checkpoint, Exact, Reference, Stored, open_checkpoint, plan_of
-from edgejudge.export.compile import asked_about
+from edgejudge.export import (
+    CalibrationPicture,
+    Checkpoint,
+    Exact,
+    Reference,
+    Stored,
+    asked_of,
+    open_checkpoint,
+    plan_of,
+)
 from edgejudge.export.smoothing import Scaled, joints, smoothed
 from edgejudge.models.image import canary_image
-from edgejudge.models.prompt import Prompts
 
 torch.set_num_threads(1)
 FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
@@ -32,10 +39,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
 
 def logits(opened: Checkpoint, weights: Any) -> np.ndarray:
     """Label logits of a picture's questions, in float64."""
-    prompts = Prompts(opened.prompt, opened.tokens.image, lambda: opened.tokenizer)
-    (*_, asked) = asked_about(prompts, opened.image, canary_image(50, 70), TEXTS)
+    asked = asked_of(opened, [CalibrationPicture("drawn", canary_image(50, 70), TEXTS)])
     reference = Reference(opened.spec, weights, opened.tokens.image, torch.float64)
-    return reference.ask([asked], opened.labels.token_ids)[0]
+    return reference.ask(asked, opened.labels.token_ids)[0]
 
 
 def injected(opened: Checkpoint, factor: float) -> Checkpoint:

@@ -109,3 +109,17 @@ def test_no_cut_moves_a_verdict(
     for order in (list(range(len(asked))), chosen):
         found = engine.label_probabilities(engine.score(prefix, [asked[i] for i in order]))
         assert np.abs(found - expected[order]).max() < BANDS[recipe]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_more_than_a_thousand_tokens_beside_one(
+    cases: dict[tuple[str, str], Case], family: str
+) -> None:
+    case = cases[family, "w8"]
+    asked = [[60 + i % 300 for i in range(1200)], [77], [60 + i % 300 for i in range(40)]]
+    base = case.plain.prefill(case.ids, case.visual, case.positions)
+    plain = case.plain.label_probabilities(case.plain.score(base, asked, packed=False))
+    case.engine.pack_tokens, case.engine.chunk = 256, 512
+    prefix = case.engine.prefill(case.ids, case.visual, case.positions)
+    found = case.engine.label_probabilities(case.engine.score(prefix, asked))
+    assert np.abs(found - plain).max() < BANDS["w8"]
