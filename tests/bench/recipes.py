@@ -37,6 +37,7 @@ class Judged:
         )
         self.asked = questions(RULES, self.bundle.manifest.embeddings.rows)
         self.seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
+        self.hits: list[float] = []  # seconds to put a kept prefix back
         self.ends: Any = None
 
     def once(self) -> None:
@@ -49,6 +50,12 @@ class Judged:
         marks.append(time.perf_counter())
         self.ends = engine.ends(prefix, self.asked)
         marks.append(time.perf_counter())
+        rows = engine.snapshot(prefix)
+        assert rows is not None, "the prefix holds what is no number"
+        began = time.perf_counter()
+        engine.restore(rows, prefix.position)
+        self.hits.append(time.perf_counter() - began)
+        self.kept_bytes = rows.nbytes
         engine.trace.clear()
         for stage, (begin, end) in zip(STAGES, pairwise(marks), strict=True):
             self.seconds[stage].append(end - begin)
@@ -89,6 +96,12 @@ def main() -> None:
                 "bytes": sum(f.bytes for f in judge.bundle.manifest.files),
                 "hidden_states_moved": float(moved),
             }
+        )
+    for judge in judges:
+        hit = 1e3 * statistics.median(judge.hits)
+        print(
+            f"{judge.bundle.manifest.recipe}: kept keys and values take {judge.kept_bytes:,} bytes "
+            f"and are back in {hit:.1f} ms (median of {len(judge.hits)})"
         )
     print(json.dumps(results))
 
