@@ -91,6 +91,8 @@ def open_session(bundle: Bundle, graph: GraphRecord, provider: str, threads: int
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # Threads that go on spinning after a run take the cores from the next graph's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if provider != CPU:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
