@@ -5,7 +5,7 @@ holds the rows in hand and what came of the rows before. Knows no graph and no f
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
@@ -18,10 +18,11 @@ from edgejudge.export.quantize import Quantized, dequantize, quantize
 from edgejudge.export.recipe import INTEGER_BITS, Kinds, Recipe
 from edgejudge.export.weights import Source, matrix_shape, row_blocks
 
-__all__ = ["Plan", "QuantizedRows"]
+__all__ = ["Columns", "Plan", "QuantizedRows"]
 
 _AHEAD = 16
 Importance = Callable[[str], NDArray[np.float32] | None]  # weight name -> [K], where it is known
+Columns = Mapping[str, tuple[int, ...]]  # weight name -> columns that stay exact
 
 
 @cache
@@ -34,17 +35,25 @@ class QuantizedRows(NamedTuple):
     q: Quantized
     error: float  # sum of squares of what the rows moved by
     square: float  # and of the rows themselves
+    exact: NDArray[np.float32]  # [N, C], the columns that stay so, which are zero in `q`
 
 
 class Plan:
-    """How each weight is stored: the recipe's precision, and which columns matter most."""
+    """How each weight is stored: the recipe's precision, which columns matter most, and which stay
+    exact beside integers.
+    """
 
     def __init__(
-        self, recipe: Recipe, kinds: Kinds, importance: Importance = lambda _: None
+        self,
+        recipe: Recipe,
+        kinds: Kinds,
+        importance: Importance = lambda _: None,
+        exact: Columns | None = None,
     ) -> None:
         self.recipe = recipe
         self._kinds = kinds
         self._importance = importance
+        self._exact = exact or {}
         self._chosen: tuple[str, int] | None = None
 
     def bits_of(self, name: str) -> int | None:
@@ -57,6 +66,14 @@ class Plan:
     def integer(self, name: str) -> bool:
         """Whether a linear weight meets activations that are rounded, each token for itself."""
         return self.bits_of(name) == INTEGER_BITS
+
+    def exact_columns(self, name: str) -> tuple[int, ...]:
+        """Of a matrix that meets rounded activations; there they are not rounded."""
+        return self._exact.get(name, ()) if self.integer(name) else ()
+
+    def with_exact(self, exact: Columns) -> "Plan":
+        """The same with these columns, in place of those it has."""
+        return Plan(self.recipe, self._kinds, self._importance, exact)
 
     def stored_bits(self, name: str) -> float:
         """Of one weight, its share of the scales included."""
@@ -71,7 +88,7 @@ class Plan:
 
     def only(self, group: str, bits: int) -> "Plan":
         """The same for one group in so many bits, everything else as the checkpoint has it."""
-        plan = Plan(self.recipe, self._kinds, self._importance)
+        plan = Plan(self.recipe, self._kinds, self._importance, self._exact)
         plan._chosen = (group, bits)
         return plan
 
@@ -82,6 +99,7 @@ class Plan:
             raise ValueError(f"{name} is not quantized by recipe {self.recipe.name}")
         shape = matrix_shape(source, name)
         importance = self._importance(name)
+        columns = list(self.exact_columns(name))
 
         def one(rows: slice) -> QuantizedRows:
             block = source.rows(name, rows)
@@ -90,8 +108,12 @@ class Plan:
                 raise ExportError(f"weight {name} holds a value that is not finite")
             search = self.recipe.searches(bits)
             run = shape[1] if self.integer(name) else self.recipe.block
+            exact, square = block[:, columns], _square(block)
+            if columns:
+                block = block.copy()
+                block[:, columns] = 0
             q = quantize(block, bits, run, search, importance)
-            return QuantizedRows(q, _square(dequantize(q) - block), _square(block))
+            return QuantizedRows(q, _square(dequantize(q) - block), square, exact)
 
         blocks = list(row_blocks(*shape))
         if len(blocks) == 1:  # most weights of a small model: no thread is worth it

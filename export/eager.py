@@ -90,7 +90,7 @@ class EagerOps:
             )
             return functional.linear(x, some, offset)
         if self._source.rounds_tokens(weight):
-            x = _rounded(x)
+            x = _rounded(x, list(self._source.exact_columns(weight)))
         shape = self._source.shape(weight)
         if shape[0] * shape[1] * self._dtype.itemsize > _BUDGET:
             # An LM head of 150,000 rows: never whole in memory.
@@ -188,7 +188,13 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
-def _rounded(x: Tensor) -> Tensor:
-    """Each token to the nearest of 255 levels that its largest value spans."""
-    step = x.abs().amax(-1, keepdim=True).clamp_min(LEAST_PEAK) / 127
-    return torch.round(x / step) * step
+def _rounded(x: Tensor, exact: list[int]) -> Tensor:
+    """Each token to the nearest of 255 levels that its largest value spans; some channels stay as
+    they are and do not count.
+    """
+    size = x.abs()
+    size[..., exact] = 0
+    step = size.amax(-1, keepdim=True).clamp_min(LEAST_PEAK) / 127
+    rounded = torch.round(x / step) * step
+    rounded[..., exact] = x[..., exact]
+    return rounded

@@ -37,6 +37,7 @@ from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.parts import Cut, layer_bytes
 from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
 from edgejudge.export.reference import Reference
+from edgejudge.export.side_path import side_columns, sites_of
 from edgejudge.export.smoothing import smoothed
 from edgejudge.export.store import WeightStore
 from edgejudge.export.stored import Stored
@@ -117,6 +118,11 @@ def prepared(
     if plan.recipe.smooth:
         progress("smoothing activations", 0.0)
         checkpoint = smoothed(checkpoint)
+    if plan.recipe.side_gain:
+        progress("looking for channels to keep exact", 0.0)
+        names = [n for n, _ in checkpoint.family.weight_names(checkpoint.spec) if plan.integer(n)]
+        exact = side_columns(checkpoint, sites_of(checkpoint, names), plan.recipe.side_gain)
+        plan = plan.with_exact(exact)
     return checkpoint, plan
 
 

@@ -4,38 +4,28 @@ Takes a checkpoint's weights, a recipe and a weight store; every op appends node
 `model` gives it. Weights go to the store in the recipe's precision. Knows no family.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
-from edgejudge.bundle import TensorRecord
 from edgejudge.export.blocks import Plan
 from edgejudge.export.ledger import Ledger
+from edgejudge.export.onnx_graph import OnnxGraph
 from edgejudge.export.quantize import LEAST_PEAK
 from edgejudge.export.recipe import INTEGER_BITS
-from edgejudge.export.store import Place, WeightStore
+from edgejudge.export.store import WeightStore
 from edgejudge.export.weights import Source, matrix_shape
 
-__all__ = ["IR_VERSION", "OPSETS", "OnnxOps"]
+__all__ = ["OnnxOps"]
 
-IR_VERSION = 10  # onnx's own default is newer than the runtimes read
-OPSETS = {"": 21, "com.microsoft": 1}
 _FLOAT_FILE = "weights.f32.bin"
 _INTEGER_FILE = "weights.i8.bin"
-_TYPES = {
-    "float32": TensorProto.FLOAT,
-    "uint8": TensorProto.UINT8,
-    "int8": TensorProto.INT8,
-    "int64": TensorProto.INT64,
-    "int32": TensorProto.INT32,
-}
 
 
-class OnnxOps:
+class OnnxOps(OnnxGraph):
     """Implements `Ops[str]`: values are the names of graph values."""
 
     def __init__(
@@ -46,109 +36,24 @@ class OnnxOps:
         store: WeightStore,
         ledger: Ledger,
     ) -> None:
-        self._name = name
+        super().__init__(name, store)
         self._weights = weights
         self._plan = plan
-        self._store = store
         self._ledger = ledger
-        self._nodes: list[onnx.NodeProto] = []
-        self._initializers: dict[str, onnx.TensorProto] = {}
-        self._inputs: list[TensorRecord] = []
-        self._outputs: list[TensorRecord] = []
-        self._used: dict[str, Place] = {}
-        self._tokens: dict[str, tuple[str, str]] = {}  # value -> its rounded form and steps
+        # (value, its exact columns) -> its rounded form and steps; those columns of it
+        self._tokens: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {}
+        self._beside: dict[tuple[str, tuple[int, ...]], str] = {}
+        # A value that each token's step is still to be multiplied into -> those steps [..., 1]; and
+        # what it is after that.
+        self._steps: dict[str, str] = {}
+        self._whole: dict[str, str] = {}
 
-    # --- graph ---
-
-    def input(self, name: str, dtype: str, *shape: int | str) -> str:
-        self._inputs.append(TensorRecord(name, dtype, tuple(map(str, shape))))
-        return name
-
-    def output(self, value: str, name: str, dtype: str, *shape: int | str) -> None:
-        if value != name:
-            self._node("Identity", [value], output=name)
-        self._outputs.append(TensorRecord(name, dtype, tuple(map(str, shape))))
-
-    @property
-    def inputs(self) -> tuple[TensorRecord, ...]:
-        return tuple(self._inputs)
-
-    @property
-    def outputs(self) -> tuple[TensorRecord, ...]:
-        return tuple(self._outputs)
-
-    @property
-    def weight_files(self) -> tuple[str, ...]:
-        return tuple(sorted({place.file for place in self._used.values()}))
-
-    @property
-    def weight_bytes(self) -> int:
-        return sum(place.bytes for place in self._used.values())
-
-    def model(self) -> bytes:
-        """The serialized model; the same calls give the same bytes."""
-        graph = helper.make_graph(
-            self._nodes,
-            self._name,
-            [_value_info(t) for t in self._inputs],
-            [_value_info(t) for t in self._outputs],
-            list(self._initializers.values()),
-        )
-        model = helper.make_model(
-            graph,
-            producer_name="edgejudge",
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid(d, v) for d, v in OPSETS.items()],
-        )
-        return bytes(model.SerializeToString(deterministic=True))
-
-    def _node(
-        self,
-        op: str,
-        inputs: Sequence[str],
-        *,
-        domain: str = "",
-        output: str | None = None,
-        extra_outputs: Sequence[str] = (),
-        **attributes: Any,
-    ) -> str:
-        name = f"{op}_{len(self._nodes)}"
-        out = output or f"{name}/out"
-        self._nodes.append(
-            helper.make_node(
-                op, list(inputs), [out, *extra_outputs], name=name, domain=domain, **attributes
-            )
-        )
-        return out
-
-    def _constant(self, values: Sequence[int]) -> str:
-        """A small shape-like constant, inside the graph itself."""
-        name = "const_" + "_".join(str(v).replace("-", "m") for v in values)
-        if name not in self._initializers:
-            array = np.array(values, np.int64)
-            self._initializers[name] = numpy_helper.from_array(array, name)
-        return name
-
-    def _weight(self, key: str, file: str, make: Callable[[], NDArray[np.generic]]) -> str:
-        """A weight by reference; `make` runs only when no graph has stored it yet."""
-        if key in self._initializers:
-            return key
-        place = self._store.get(key) or self._store.put(key, file, make())
-        tensor = TensorProto(
-            name=key,
-            data_type=_TYPES[place.dtype],
-            dims=place.shape,
-            data_location=TensorProto.EXTERNAL,
-        )
-        for field, value in (
-            ("location", place.file),
-            ("offset", place.offset),
-            ("length", place.bytes),
-        ):
-            tensor.external_data.add(key=field, value=str(value))
-        self._initializers[key] = tensor
-        self._used[key] = place
-        return key
+    def _node(self, op: str, inputs: Sequence[str], **more: Any) -> str:
+        """Whatever asks for a value gets it whole."""
+        for value in inputs:
+            if value in self._steps and value not in self._whole:
+                self._whole[value] = super()._node("Mul", [value, self._steps[value]])
+        return super()._node(op, [self._whole.get(value, value) for value in inputs], **more)
 
     def _float(self, name: str) -> str:
         return self._weight(name, _FLOAT_FILE, lambda: self._plain(name))
@@ -232,7 +137,8 @@ class OnnxOps:
         level_key, scale_key = f"{weight}.i8", f"{weight}.i8.scales"
         if self._store.get(level_key) is None:
             self._store_rows(weight, level_key, scale_key)
-        rounded, step = self._per_token(x)
+        columns = self._plan.exact_columns(weight)
+        rounded, step = self._per_token(x, columns, matrix_shape(self._weights, weight)[1])
         inputs = [
             rounded,
             self._weight(level_key, _INTEGER_FILE, _never),
@@ -240,26 +146,51 @@ class OnnxOps:
             self._weight(scale_key, _INTEGER_FILE, _never),
             self._scalar("zero_of_tokens", np.uint8(128)),
         ]
-        y = self.mul(self._node("MatMulIntegerToFloat", inputs, domain="com.microsoft"), step)
+        y = self._node("MatMulIntegerToFloat", inputs, domain="com.microsoft")
+        self._steps[y] = step
+        if columns:
+            beside = self._weight(f"{weight}.exact.T", _FLOAT_FILE, _never)
+            y = self.add(y, self._node("MatMul", [self._picked(x, columns), beside]))
         return y if bias is None else self.add(y, self._float(bias))
 
-    def _per_token(self, x: str) -> tuple[str, str]:
-        """[..., K] -> bytes around 128, and what a level of each token means [..., 1]."""
-        if x not in self._tokens:
-            largest = self._node("ReduceMax", [self._node("Abs", [x]), self._constant([-1])])
+    def _picked(self, x: str, columns: tuple[int, ...]) -> str:
+        """[..., K] -> [..., C]"""
+        if (x, columns) not in self._beside:
+            some = super()._node("Gather", [x, self._constant(columns)], axis=-1)
+            if x in self._steps:
+                self._steps[some] = self._steps[x]
+            self._beside[x, columns] = some
+        return self._beside[x, columns]
+
+    def _per_token(self, x: str, exact: tuple[int, ...], width: int) -> tuple[str, str]:
+        """[..., K] -> bytes around 128, and what a level of each token means [..., 1], for which
+        exact columns do not count: they may saturate, since their weights are zero.
+        """
+        if (x, exact) not in self._tokens:
+            # Steps that are not in x yet change no level of it.
+            sizes = super()._node("Abs", [x])
+            if exact:
+                sizes = self.mul(sizes, self._all_but(exact, width))
+            largest = self._node("ReduceMax", [sizes, self._constant([-1])])
             largest = self._node("Max", [largest, self._scalar("tiny", np.float32(LEAST_PEAK))])
             step = self._node("Div", [largest, self._scalar("top", np.float32(127))])
             ends = [
                 self._scalar("one", np.float32(1)),
                 self._scalar("zero_of_tokens", np.uint8(128)),
             ]
-            levels = self._node("QuantizeLinear", [self._node("Div", [x, step]), *ends])
-            self._tokens[x] = levels, step
-        return self._tokens[x]
+            levels = self._node("QuantizeLinear", [super()._node("Div", [x, step]), *ends])
+            if x in self._steps:
+                step = self.mul(step, self._steps[x])
+            self._tokens[x, exact] = levels, step
+        return self._tokens[x, exact]
 
-    def _scalar(self, name: str, value: np.generic) -> str:
+    def _all_but(self, columns: tuple[int, ...], width: int) -> str:
+        """[width], one everywhere but in these columns."""
+        name = f"all_{width}_but_" + "_".join(map(str, columns))
         if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(np.asarray(value), name)
+            ones = np.ones(width, np.float32)
+            ones[list(columns)] = 0
+            self._initializers[name] = numpy_helper.from_array(ones, name)
         return name
 
     def _store_rows(self, weight: str, level_key: str, scale_key: str) -> None:
@@ -269,9 +200,18 @@ class OnnxOps:
         signed = (levels.astype(np.int16) - (1 << INTEGER_BITS - 1)).astype(np.int8)
         self._store.put(level_key, _INTEGER_FILE, np.ascontiguousarray(signed.T))
         self._store.put(scale_key, _INTEGER_FILE, np.concatenate([p.q.scales[:, 0] for p in parts]))
+        exact = np.concatenate([p.exact for p in parts])
+        if exact.size:
+            key = f"{weight}.exact.T"
+            self._store.put(key, _FLOAT_FILE, np.ascontiguousarray(exact.T))
         error, square = sum(p.error for p in parts), sum(p.square for p in parts)
         self._ledger.quantized(
-            weight, INTEGER_BITS, 0, signed.size + 4 * len(signed), error, square
+            weight,
+            INTEGER_BITS,
+            0,
+            signed.size + 4 * (len(signed) + exact.size),
+            error,
+            square,
         )
 
     def layer_norm(self, x: str, weight: str, bias: str, eps: float) -> str:
@@ -291,7 +231,11 @@ class OnnxOps:
         return self._node("Add", [x, y])
 
     def mul(self, x: str, y: str) -> str:
-        return self._node("Mul", [x, y])
+        steps = [self._steps[value] for value in (x, y) if value in self._steps]
+        product = super()._node("Mul", [x, y])
+        if steps:  # they are smaller than what they belong to
+            self._steps[product] = steps[0] if len(steps) == 1 else self._node("Mul", steps)
+        return product
 
     def reshape(self, x: str, *shape: int) -> str:
         """0 keeps a dimension, -1 takes what is left."""
@@ -371,8 +315,3 @@ class OnnxOps:
 
 def _never() -> NDArray[np.generic]:
     raise AssertionError("a quantized weight is stored before it is used")
-
-
-def _value_info(tensor: TensorRecord) -> onnx.ValueInfoProto:
-    shape = [int(d) if d.isdigit() else d for d in tensor.shape]
-    return helper.make_tensor_value_info(tensor.name, _TYPES[tensor.dtype], shape)

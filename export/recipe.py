@@ -56,6 +56,9 @@ class Recipe:
     # eight bits with one scale for each token, so that none depends on what else is in the pass.
     integer: tuple[str, ...] = ()
     smooth: bool = False  # moves what is hard to round from activations into weights first
+    # How many times smaller the rounding error of activations must become for a matrix to have
+    # columns that stay exact; 0 is no such columns.
+    side_gain: float = 0.0
 
     def bits_of(self, kind: str) -> int | None:
         """Bits of a kind's weights; None is float32."""
@@ -112,6 +115,7 @@ def recipe_named(name: str) -> Recipe:
         "search": False,
         "integer": [],
         "smooth": False,
+        "side_gain": 0.0,
     }
     value = {**defaults, **tomllib.loads(file.read_text("utf-8")), "name": name}
     return from_json(Recipe, value, file.name, ExportError)

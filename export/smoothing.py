@@ -9,7 +9,7 @@ pass. Knows no family and no recipe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from edgejudge.models.family import Family
 from edgejudge.models.image import canary_image
 from edgejudge.models.spec import ModelSpec
 
-__all__ = ["Joint", "Scaled", "joints", "smoothed"]
+__all__ = ["Joint", "Scaled", "joints", "observe", "smoothed"]
 
 _POWER = 0.5
 _MOST_OCTAVES = 10
@@ -99,7 +99,7 @@ def smoothed(checkpoint: Checkpoint) -> Checkpoint:
     checkpoint has none to spare.
     """
     source, found = checkpoint.weights, _Peaks()
-    _observe(checkpoint, found)
+    observe(checkpoint, found)
     rows: dict[str, NDArray[np.float32]] = {}
     columns: dict[str, NDArray[np.float32]] = {}
     changed = Scaled(source, rows, columns)
@@ -154,14 +154,18 @@ class _Peaks:
         self.peaks[name] = np.maximum(self.peaks.get(name, 0), found)
 
 
-def _observe(checkpoint: Checkpoint, found: _Peaks) -> None:
+def observe(checkpoint: Checkpoint, watch: Callable[[str, Tensor], None]) -> None:
+    """Shows every matrix's name and what it is multiplied with, on the calibration pictures; on a
+    drawn one that no gate has, where there are none.
+    """
     folder = checkpoint.calibration_folder
     pictures = [] if folder is None else split_pictures(read_calibration(folder)).calibration
     if not pictures:
-        drawn = canary_image(*checkpoint.image.example_size)
+        height, width = checkpoint.image.example_size
+        drawn = canary_image(height, width + 8)
         pictures = [CalibrationPicture("drawn", drawn, ("a cat", "written text"))]
     weights = Exact(checkpoint.weights)
-    reference = Reference(checkpoint.spec, weights, checkpoint.tokens.image, observe=found)
+    reference = Reference(checkpoint.spec, weights, checkpoint.tokens.image, observe=watch)
     reference.ask(asked_of(checkpoint, pictures), checkpoint.labels.token_ids)
 
 

@@ -31,6 +31,9 @@ class Weights(Protocol):
     def rounds_tokens(self, name: str) -> bool:
         """Whether what meets this matrix is rounded to eight bits first, each token for itself."""
 
+    def exact_columns(self, name: str) -> tuple[int, ...]:
+        """Channels that are not rounded there, and do not count for the others' scale."""
+
     def exact_rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
         """Some rows of a matrix, as the checkpoint has them."""
 
@@ -52,6 +55,9 @@ class Exact:
     def rounds_tokens(self, name: str) -> bool:
         return False
 
+    def exact_columns(self, name: str) -> tuple[int, ...]:
+        return ()
+
     def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
         shape = self.shape(name)
         for rows in row_blocks(*shape):
@@ -67,11 +73,17 @@ class Stored(Exact):
         if self._plan.bits_of(name) is None:
             yield from super().blocks(name)
             return
+        columns = list(self.exact_columns(name))
         for block in self._plan.quantized(self._source, name):
-            yield dequantize(block.q)
+            values = dequantize(block.q)
+            values[:, columns] = block.exact
+            yield values
 
     def rounds_tokens(self, name: str) -> bool:
         return self._plan.integer(name)
+
+    def exact_columns(self, name: str) -> tuple[int, ...]:
+        return self._plan.exact_columns(name)
 
     def embedding(self, name: str, ids: slice | Sequence[int]) -> NDArray[np.float32]:
         rows = self._source.rows(name, ids)

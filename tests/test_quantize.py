@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgejudge.export.onnx_ops import IR_VERSION, OPSETS
+from edgejudge.export.onnx_graph import IR_VERSION, OPSETS
 from edgejudge.export.quantize import Quantized, dequantize, quantize
 
 
