@@ -42,8 +42,10 @@ from edgejudge.manifest import (
     RelevanceRecord,
     RelevanceRule,
     RuleRecord,
+    SideRecord,
     TensorRecord,
     TokensRecord,
+    WritingRecord,
 )
 from edgejudge.strict_json import canonical_json, from_json, to_json
 
@@ -73,8 +75,10 @@ __all__ = [
     "RelevanceRecord",
     "RelevanceRule",
     "RuleRecord",
+    "SideRecord",
     "TensorRecord",
     "TokensRecord",
+    "WritingRecord",
     "cache_folder",
     "canonical_json",
     "from_json",
@@ -203,6 +207,9 @@ class Bundle:
     @property
     def sealed(self) -> bool:
         return self.manifest.fidelity is not None
+
+    def has(self, target: str, stage: str) -> bool:
+        return any((g.target, g.stage) == (target, stage) for g in self.manifest.graphs)
 
     def graph(self, target: str, stage: str, part: int | None = None) -> GraphRecord:
         for record in self.manifest.graphs:

@@ -246,6 +246,20 @@ def _report(args: argparse.Namespace, manifest: "Manifest", phases: dict[str, fl
         f"hidden states {report.hidden_error:.2%} from the fp32 weights'; "
         f"questions packed together move a probability by {report.packing_error:g} at most"
     )
+    if report.writing is not None:
+        text = report.writing
+        print(
+            f"with the graphs that write text {text.flips} of {text.decisions} decisions flip (at "
+            f"most {text.flips_upper:.2%}), probabilities move by {text.probability_error_99} "
+            "(99th percentile)"
+        )
+    if report.side is not None and report.side.error is not None:
+        side = report.side
+        print(
+            f"exact columns beside {side.matrices} of {side.of} matrices: label logits move by "
+            f"{side.error} (root mean square, {side.pictures} pictures), without them by "
+            f"{side.error_without}"
+        )
     if report.decisions is None:
         print("random weights: the bundle is for latency alone, its verdicts mean nothing")
     else:

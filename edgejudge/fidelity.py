@@ -22,7 +22,10 @@ from edgejudge.bundle import (
     LabelMassRecord,
     Manifest,
     PolicyRecord,
+    SideRecord,
+    WritingRecord,
 )
+from edgejudge.combinations import side_record, written_ends
 from edgejudge.errors import ExportError, FidelityError
 from edgejudge.gate import Tally, upper_bound
 from edgejudge.gate_set import gate_set
@@ -168,6 +171,7 @@ class _Gate:
         self._prepared, self._plan = prepared, plan
         self._engine = Engine.open(bundle)
         self._apart: list[float] = []  # by picture, how far packing moved a probability
+        self._written: list[NDArray[np.float64]] = []  # by picture, probabilities of text's graphs
 
     def measure(self, accepted: float | None) -> FidelityRecord:
         self._progress("comparing the graphs with golden vectors", 0.0)
@@ -185,8 +189,11 @@ class _Gate:
         random = self._bundle.manifest.random_weights
         if random:  # one picture shows it, the one with the shortest prompt
             pictures = [min(pictures, key=self._prompt_tokens)]
-        tally, masses, hidden_error = self._compare(pictures)
-        if not random and (broken := tally.violations(accepted)):
+        tally, written, masses, hidden_error = self._compare(pictures)
+        broken = tally.violations(accepted)
+        if written.decisions:
+            broken += [f"with the graphs that write text {b}" for b in written.violations(accepted)]
+        if not random and broken:
             raise FidelityError(
                 f"the bundle is refused: {'; '.join(broken)}. {self._blame(asked.selection)} "
                 "--accept-flips allows it, and is recorded"
@@ -197,20 +204,24 @@ class _Gate:
             graph_error=_power_of_ten(worst),
             hidden_error=_up(hidden_error),
             packing_error=_power_of_ten(max(self._apart)),
+            writing=_writing_record(written) if written.decisions else None,
+            side=self._side(asked.selection),
             decisions=None if random else _record(tally, masses, len(pictures), accepted),
         )
 
     def _compare(
         self, pictures: "Sequence[CalibrationPicture]"
-    ) -> tuple[Tally, list[float], float]:
-        """Counts, the label mass of each decision, and the relative rms error of hidden states."""
+    ) -> tuple[Tally, Tally, list[float], float]:
+        """Counts, those of the graphs that write text, the label mass of each decision, and the
+        relative rms error of hidden states.
+        """
         from edgejudge.export import Exact, Reference
 
         checkpoint = self._checkpoint
         # In float32: the report's four decimals do not show the difference, and it is much faster.
         reference = Reference(checkpoint.spec, Exact(checkpoint.weights), checkpoint.tokens.image)
         rules, thresholds = _rules(self._bundle.manifest)
-        tally = Tally()
+        tally, written = Tally(), Tally()
         masses: list[float] = []
         error = square = 0.0
         for first in range(0, len(pictures), _AT_ONCE):
@@ -225,15 +236,19 @@ class _Gate:
                 square += float(np.square(truth.ends).sum())
                 masses += truth.masses.tolist()
                 logits = self._engine.label_logits(ends)
-                tally.add(
-                    picture.image,
-                    [rules.get(text, ()) for text in picture.conditions],
-                    self._engine.label_probabilities(logits),
-                    truth.probabilities,
-                    np.array([thresholds.get(text, 0.5) for text in picture.conditions]),
-                )
+                asking = [rules.get(text, ()) for text in picture.conditions]
+                limits = np.array([thresholds.get(text, 0.5) for text in picture.conditions])
+                probabilities = self._engine.label_probabilities(logits)
+                tally.add(picture.image, asking, probabilities, truth.probabilities, limits)
+                if self._written:
+                    found = self._written.pop(0)
+                    written.add(picture.image, asking, found, truth.probabilities, limits)
             self._engine.release()
-        return tally, masses, math.sqrt(error / (square or 1.0))
+        return tally, written, masses, math.sqrt(error / (square or 1.0))
+
+    def _side(self, pictures: "Sequence[CalibrationPicture]") -> SideRecord | None:
+        self._progress("measuring what exact columns are worth", 0.0)
+        return side_record(self._checkpoint, self._prepared, self._plan, pictures[:_BLAMED])
 
     def _prompt_tokens(self, picture: "CalibrationPicture") -> int:
         seen = preprocess(picture.rgb, self._checkpoint.image)
@@ -272,6 +287,9 @@ class _Gate:
                 alone = engine.ends(prefix, branches, packed=False)
                 asked = [engine.label_probabilities(engine.label_logits(e)) for e in (ends, alone)]
                 self._apart.append(float(np.abs(asked[0] - asked[1]).max()))
+                if engine.bundle.has("cpu", "writer") and not self._bundle.manifest.random_weights:
+                    written = engine.label_logits(written_ends(engine, prefix, branches))
+                    self._written.append(engine.label_probabilities(written))
             found.append(ends)
         return found
 
@@ -303,6 +321,15 @@ class _Gate:
             f"Probabilities move most by {named} on {len(asked)} pictures that the gate did not "
             "use: give these more bits (--recipe w8 keeps eight everywhere, exact keeps all)."
         )
+
+
+def _writing_record(tally: Tally) -> WritingRecord:
+    return WritingRecord(
+        tally.decisions,
+        tally.flips,
+        _up(upper_bound(tally.flips, tally.decisions)),
+        _up(tally.percentile_99()),
+    )
 
 
 def _record(

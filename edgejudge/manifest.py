@@ -34,11 +34,13 @@ __all__ = [
     "RelevanceRecord",
     "RelevanceRule",
     "RuleRecord",
+    "SideRecord",
     "TensorRecord",
     "TokensRecord",
+    "WritingRecord",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class KvRecord:
 @dataclass(frozen=True, slots=True)
 class GraphRecord:
     target: str
-    stage: str  # vision, decoder, verdict_head, lm_head, relevance
+    stage: str  # vision, decoder, verdict_head, writer, lm_head, relevance
     part: int | None
     shape: str  # "dynamic", or the fixed number of tokens
     file: str
@@ -280,13 +282,40 @@ class DecisionsRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class WritingRecord:
+    """Decisions whose last token passed the graphs that write text, over keys and values of those
+    that judge, against the fp32 reference.
+    """
+
+    decisions: int
+    flips: int
+    flips_upper: float
+    probability_error_99: float
+
+
+@dataclass(frozen=True, slots=True)
+class SideRecord:
+    """Matrices that have exact columns beside integers, of those that could. `error` is the root
+    mean square error of label logits with them, `error_without` without them, both computed by the
+    reference on `pictures` that the gate does not use; null for random weights.
+    """
+
+    matrices: int
+    of: int
+    pictures: int
+    error: float | None
+    error_without: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class FidelityRecord:
     """What the gate of the export saw.
 
     `graph_error` is the largest |runtime - reference| on a label logit, both over the stored
     weights. `hidden_error` is the relative rms error of hidden states at the ends of questions
     against the fp32 weights. `packing_error` is the largest change of a probability by what else
-    was asked in the same pass. Random weights decide nothing: then `decisions` is null.
+    was asked in the same pass. `writing` and `side` are null where a bundle has none of them.
+    Random weights decide nothing: then `decisions` and `writing` are null.
     """
 
     picture_set: str
@@ -294,6 +323,8 @@ class FidelityRecord:
     graph_error: float
     hidden_error: float
     packing_error: float
+    writing: WritingRecord | None
+    side: SideRecord | None
     decisions: DecisionsRecord | None
 
 

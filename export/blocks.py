@@ -71,6 +71,11 @@ class Plan:
         """Of a matrix that meets rounded activations; there they are not rounded."""
         return self._exact.get(name, ()) if self.integer(name) else ()
 
+    def for_writing(self) -> "Plan | None":
+        """The plan of what only text needs; None where it is this one."""
+        recipe = self.recipe.for_writing()
+        return None if recipe is None else Plan(recipe, self._kinds, self._importance)
+
     def with_exact(self, exact: Columns) -> "Plan":
         """The same with these columns, in place of those it has."""
         return Plan(self.recipe, self._kinds, self._importance, exact)

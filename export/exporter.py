@@ -200,11 +200,20 @@ def _fill(
     total = checkpoint.weights.parameters
     with WeightStore(folder, lambda values: progress(_WRITING, min(1.0, values / total))) as store:
 
-        def make_ops(name: str) -> OnnxOps:
-            return OnnxOps(name, checkpoint.weights, plan, store, ledger)
+        def maker(chosen: Plan) -> Callable[[str], OnnxOps]:
+            return lambda name: OnnxOps(name, checkpoint.weights, chosen, store, ledger)
 
+        writing = plan.for_writing()
         parts = cut.apply(layer_bytes(family.weight_names(spec), plan, spec.text.layers))
-        graphs, part_records = write_graphs(folder, family, spec, labels.token_ids, parts, make_ops)
+        graphs, part_records = write_graphs(
+            folder,
+            family,
+            spec,
+            labels.token_ids,
+            parts,
+            maker(plan),
+            None if writing is None else maker(writing),
+        )
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
     progress("computing golden vectors by the reference", 0.0)

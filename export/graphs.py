@@ -24,16 +24,24 @@ def write_graphs(
     spec: ModelSpec,
     label_rows: tuple[int, ...],
     parts: list[range],
-    make_ops: Callable[[str], OnnxOps],
+    judging: Callable[[str], OnnxOps],
+    writing: Callable[[str], OnnxOps] | None,
 ) -> tuple[tuple[GraphRecord, ...], tuple[PartRecord, ...]]:
-    graphs = [_vision(folder, family, spec, make_ops)]
+    """`judging` and `writing` make the builders of graphs that verdicts need and that only text
+    needs; without `writing` text takes the same.
+    """
+    graphs = [_vision(folder, family, spec, judging)]
     records = []
     for index, layers in enumerate(parts):
-        graph, part = _decoder(folder, family, spec, index, layers, make_ops)
+        graph, size = _decoder(folder, family, spec, "decoder", index, layers, judging)
         graphs.append(graph)
-        records.append(part)
-    graphs.append(_head(folder, family, spec, "verdict_head", label_rows, make_ops))
-    graphs.append(_head(folder, family, spec, "lm_head", None, make_ops))
+        records.append(PartRecord(index, layers[0], layers[-1], size))
+    graphs.append(_head(folder, family, spec, "verdict_head", label_rows, judging))
+    if writing is not None:
+        for index, layers in enumerate(parts):
+            graph, _ = _decoder(folder, family, spec, "writer", index, layers, writing)
+            graphs.append(graph)
+    graphs.append(_head(folder, family, spec, "lm_head", None, writing or judging))
     return tuple(graphs), tuple(records)
 
 
@@ -55,11 +63,13 @@ def _decoder(
     folder: Path,
     family: Family,
     spec: ModelSpec,
+    stage: str,
     index: int,
     layers: range,
     make_ops: Callable[[str], OnnxOps],
-) -> tuple[GraphRecord, PartRecord]:
-    ops, text = make_ops(f"decoder_{index}"), spec.text
+) -> tuple[GraphRecord, int]:
+    """A part and the bytes of its weights."""
+    ops, text = make_ops(f"{stage}_{index}"), spec.text
     hidden = ops.input("hidden", "float32", 1, "S", text.hidden)
     rotation = (
         ops.input("rope_cos", "float32", "S", text.head_dim // 2),
@@ -85,8 +95,7 @@ def _decoder(
         scales=None,
         length_buckets=tuple(_buckets(text.max_positions)),
     )
-    part = PartRecord(index, layers[0], layers[-1], ops.weight_bytes)
-    return _save(folder, ops, "decoder", index, kv), part
+    return _save(folder, ops, stage, index, kv), ops.weight_bytes
 
 
 def _head(

@@ -89,7 +89,8 @@ class OnnxOps(OnnxGraph):
     def _quantized(self, x: str, weight: str, bits: int, bias: str | None) -> str:
         recipe, file = self._plan.recipe, f"weights.q{bits}.bin"
         shape = matrix_shape(self._weights, weight)
-        level_key, scale_key = f"{weight}.q{bits}", f"{weight}.q{bits}.scales"
+        level_key = f"{weight}.q{bits}x{recipe.block}"
+        scale_key = f"{level_key}.scales"
         if self._store.get(level_key) is None:
             self._store_quantized(weight, bits, file, level_key, scale_key)
         inputs = [

@@ -8,7 +8,7 @@ the layer (`first`, `middle`, `last`) and the role of the matrix (`v_proj`). Kno
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ Kinds = Callable[[str], str]  # weight name -> kind
 # Of weights that meet 8-bit activations: without VNNI, x86 adds two products in 16 bits, and those
 # of 7-bit weights are the largest that fit there.
 INTEGER_BITS = 7
+_ROUNDED_ROWS = 4  # accuracy_level of MatMulNBits: int8 activations, in blocks of one row
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -59,6 +60,10 @@ class Recipe:
     # How many times smaller the rounding error of activations must become for a matrix to have
     # columns that stay exact; 0 is no such columns.
     side_gain: float = 0.0
+    # Of the decoder's weights in the graphs that write text, a token at a time; None is as in those
+    # that judge.
+    writing_bits: int | None = None
+    writing_block: int = 32
 
     def bits_of(self, kind: str) -> int | None:
         """Bits of a kind's weights; None is float32."""
@@ -72,6 +77,25 @@ class Recipe:
     def on_integers(self, kind: str) -> bool:
         """Whether weights of the kind meet rounded activations."""
         return any(_matches(kind, p) for p in self.integer)
+
+    def for_writing(self) -> "Recipe | None":
+        """The recipe of what only text needs: the LM head, and the decoder for one token after
+        another, where reading weights takes all the time and float activations would multiply it.
+        None where nothing is quantized.
+        """
+        if self.default_bits is None:
+            return None
+        if self.writing_bits is None:
+            return replace(self, accuracy_level=_ROUNDED_ROWS)
+        return replace(
+            self,
+            default_bits=self.writing_bits,
+            bits={"head": 8},
+            block=self.writing_block,
+            accuracy_level=_ROUNDED_ROWS,
+            integer=(),
+            search=True,
+        )
 
     def searches(self, bits: int) -> bool:
         """Seven bits have levels enough: clipping gains nothing there."""
@@ -116,6 +140,8 @@ def recipe_named(name: str) -> Recipe:
         "integer": [],
         "smooth": False,
         "side_gain": 0.0,
+        "writing_bits": None,
+        "writing_block": 32,
     }
     value = {**defaults, **tomllib.loads(file.read_text("utf-8")), "name": name}
     return from_json(Recipe, value, file.name, ExportError)

@@ -5,7 +5,7 @@ Takes an opened bundle, pixel views and token ids; gives visual tokens, prefixes
 token. Sessions open when first needed. Does not know policies, thresholds or text.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Self
@@ -43,7 +43,7 @@ class Engine:
     """One bundle, loaded. Not for use by two threads at once, since the cache is one; but for
     `encode_image`, which may run beside the rest.
 
-    `chunk` is how many prompt tokens run in one pass, `pack_tokens` how many tokens of packed
+    `chunk` is how many prompt tokens run in one pass at most, `pack_tokens` how many tokens of packed
     branches. Prefixes are held as a stack, each continuing the one below; what is asked of one
     drops those above it.
     """
@@ -64,7 +64,7 @@ class Engine:
 
     @classmethod
     def open(
-        cls, bundle: Bundle, threads: int | None = None, chunk: int = 512, pack_tokens: int = 256
+        cls, bundle: Bundle, threads: int | None = None, chunk: int = 256, pack_tokens: int = 256
     ) -> Self:
         """Raises BundleError for files that are not what the manifest says."""
         if chunk < 1 or pack_tokens < 1:
@@ -139,14 +139,28 @@ class Engine:
         self._check_fit(len(ids), int(positions.max(initial=0)))
         with self.trace.span("prefill", "cpu", tokens=len(ids)):
             hidden = self._embed(np.asarray(ids, np.int64), visual)
-            for first in range(0, len(ids), self.chunk):
-                part = np.s_[first : first + self.chunk]
+            for part in _even_parts(len(ids), self.chunk):
                 rows = hidden[part]
                 flow = self._decode(
                     rows, positions[..., part], causal(len(rows), self._cache.cursor)
                 )
                 self._cache.advance(len(rows))
         return self._hold(begin + len(ids), int(positions.max()) + 1), flow[-1]
+
+    def step(self, token: int, after: Prefix) -> tuple[Prefix, NDArray[np.float32]]:
+        """As `append`, for a token that was just written, by the graphs made for writing; they are
+        loaded with the first one.
+        """
+        stage = "writer" if self.bundle.has(_TARGET, "writer") else "decoder"
+        self._load_decoder(stage)
+        begin, position = self._rewind(after)
+        self._check_fit(1, position)
+        with self.trace.span("write", "cpu"):
+            hidden = self._embed(np.array([token], np.int64), None)
+            bias = causal(1, self._cache.cursor)
+            flow = self._decode(hidden, np.array([position], np.int64), bias, stage)
+            self._cache.advance(1)
+        return self._hold(begin + 1, position + 1), flow[-1]
 
     def holds(self, prefix: Prefix) -> bool:
         """Whether the prefix still lies in the cache."""
@@ -325,7 +339,11 @@ class Engine:
         return hidden
 
     def _decode(
-        self, hidden: NDArray[np.float32], positions: NDArray[np.int64], bias: NDArray[np.float32]
+        self,
+        hidden: NDArray[np.float32],
+        positions: NDArray[np.int64],
+        bias: NDArray[np.float32],
+        stage: str = "decoder",
     ) -> NDArray[np.float32]:
         """Runs all parts over S tokens after the cursor, writing their KV; the cursor stays.
 
@@ -347,12 +365,12 @@ class Engine:
         }
         flow = np.ascontiguousarray(hidden[None])  # [1, S, D]
         for part in self.bundle.manifest.parts:
-            session = self._session("decoder", part.index)
+            session = self._session(stage, part.index)
             shared = {}
             for layer in range(part.first_layer, part.last_layer + 1):
                 shared[f"past_key_{layer}"] = (f"present_key_{layer}", cache.keys[layer])
                 shared[f"past_value_{layer}"] = (f"present_value_{layer}", cache.values[layer])
-            with self.trace.span("decoder", "cpu", part=part.index, tokens=tokens):
+            with self.trace.span(stage, "cpu", part=part.index, tokens=tokens):
                 (flow,) = session.run_bound({"hidden": flow, **feeds}, shared)
         out: NDArray[np.float32] = flow[0]
         return out
@@ -367,10 +385,10 @@ class Engine:
             )
         self._cache.reserve(tokens)
 
-    def _load_decoder(self) -> None:
+    def _load_decoder(self, stage: str = "decoder") -> None:
         """Opens the parts before their first use is timed."""
         for part in self.bundle.manifest.parts:
-            self._session("decoder", part.index)
+            self._session(stage, part.index)
 
     def _session(self, stage: str, part: int | None = None, trace: Trace | None = None) -> Session:
         key = (stage, part)
@@ -380,3 +398,12 @@ class Engine:
                     graph = self.bundle.graph(_TARGET, stage, part)
                     self._sessions[key] = open_session(self.bundle, graph, CPU, self.threads)
             return self._sessions[key]
+
+
+def _even_parts(count: int, most: int) -> Iterator[slice]:
+    """As few runs as hold `most` each, none much shorter than the others: a short pass reads all
+    weights too.
+    """
+    parts = -(-count // most)
+    for index in range(parts):
+        yield slice(count * index // parts, count * (index + 1) // parts)

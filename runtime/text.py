@@ -27,6 +27,7 @@ class Engine(Protocol):
         positions: NDArray[np.int64] | None = None,
         after: Any = None,
     ) -> tuple[Any, NDArray[np.float32]]: ...
+    def step(self, token: int, after: Any) -> tuple[Any, NDArray[np.float32]]: ...
     def full_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
     def room(self, prefix: Any) -> int: ...
 
@@ -102,7 +103,7 @@ def write(
             if found:
                 return Written(tuple(written), text[: min(found)], "stop")
         if len(written) < most:
-            prefix, hidden = engine.append([token], after=prefix)
+            prefix, hidden = engine.step(token, prefix)
     return Written(tuple(written), decode(written), "length")
 
 

@@ -213,7 +213,7 @@ def manifest(
         files=(),
         canary=CanaryRecord(16, 16, 0.01, golden),
         golden=(),
-        fidelity=FidelityRecord("synthetic", 0, 0.0, 0.0, 0.0, None),
+        fidelity=FidelityRecord("synthetic", 0, 0.0, 0.0, 0.0, None, None, None),
         tools={},
     ).signed()
 

@@ -37,6 +37,8 @@ REPORT = FidelityRecord(
     1e-6,
     0.0,
     1e-6,
+    None,
+    None,
     DecisionsRecord(
         pictures=1,
         decisions=1,

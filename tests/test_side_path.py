@@ -1,5 +1,5 @@
-"""Exact columns beside integers: found where a few channels tower on a few tokens, computed alike by
-graph and reference, and nowhere else.
+"""Exact columns beside integers: found where a few channels tower on a few tokens, and nowhere else;
+computed alike by graph and reference.
 """
 
 from dataclasses import replace

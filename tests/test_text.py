@@ -156,6 +156,9 @@ class _Table:
     def append(self, ids: Any, *_: Any, after: Any) -> tuple[int, np.ndarray]:
         return after + 1, np.array([self.tokens[after]], np.float32)
 
+    def step(self, token: int, after: int) -> tuple[int, np.ndarray]:
+        return self.append([token], after=after)
+
     def room(self, prefix: int) -> int:
         return 99
 

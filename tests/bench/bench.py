@@ -16,30 +16,34 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from limits import bandwidth, prefill_limit
 from prepare import Entrant, entrants, truth
 from shapes import SHAPES
 
 PREFILL = (128, 512, 1024)
-DECODE = 64
+DECODE, RATIONALE = 64, 96
 PREFIX, RULES, LENGTH, SHARED = 272, 12, 24, 12  # tokens of W2 and W2b
+SMALLEST_VOCABULARY = 49_280
 
 
 class Process:
     """One engine, waiting for requests."""
 
     def __init__(self, entrant: Entrant) -> None:
-        self.name, self.failure = entrant.name, entrant.failure
+        self.name, self.failure, self.mib = entrant.name, entrant.failure, entrant.mib
         self.seconds: dict[str, list[float]] = {}
         self.ready: dict[str, Any] = {}
-        self.peak = self.error = float("nan")
+        self.peak = self.error = self.cold = float("nan")
         self._inner: subprocess.Popen[str] | None = None
         if entrant.command is None:
             return
         print(f"{self.name}: {' '.join(entrant.command)}", file=sys.stderr, flush=True)
+        began = time.perf_counter()
         self._inner = subprocess.Popen(
             entrant.command,
             stdin=subprocess.PIPE,
@@ -48,6 +52,8 @@ class Process:
             text=True,
         )
         self.ready = self._read()
+        self.ask(do="prefill", ids=words(PREFIX, SMALLEST_VOCABULARY, 2))
+        self.cold = time.perf_counter() - began
 
     def _read(self) -> dict[str, Any]:
         assert self._inner is not None and self._inner.stdout is not None
@@ -82,21 +88,23 @@ def words(count: int, vocabulary: int, seed: int) -> list[int]:
     return [int(i) for i in rng.integers(vocabulary // 8, vocabulary // 2, count)]
 
 
-def questions(vocabulary: int, shared: int) -> list[list[int]]:
-    begin = words(shared, vocabulary, 1)
-    return [begin + words(LENGTH - shared, vocabulary, 10 + i) for i in range(RULES)]
+def questions(vocabulary: int, shared: int, seed: int) -> list[list[int]]:
+    begin = words(shared, vocabulary, seed)
+    return [begin + words(LENGTH - shared, vocabulary, seed + 1 + i) for i in range(RULES)]
 
 
 def run(
     name: str, cache: Path, rounds: int, threads: int, only: list[str], optimum_cli: str
 ) -> list[Process]:
     vocabulary = SHAPES[name]().text["vocab_size"]
-    prefix = words(PREFIX, vocabulary, 0)
-    apart, common = questions(vocabulary, 0), questions(vocabulary, SHARED)
     peers = [Process(e) for e in entrants(name, cache, threads, only, optimum_cli)]
-    for peer in peers:  # once, for what is made at the first run
-        peer.ask(do="prefill", ids=words(64, vocabulary, 2))
+    for peer in peers:  # once, for what is made at the first token
+        if "batch" not in peer.name:
+            peer.ask(do="decode", ids=words(64, vocabulary, 3), tokens=4)
     for index in range(rounds):  # interleaved, so that a slow minute hits all alike
+        # Others each time: an engine that keeps prefixes shall not know them from before.
+        prefix, other = (words(PREFIX, vocabulary, 1000 * index + n) for n in (0, 500))
+        apart, common = (questions(vocabulary, n, 1000 * index + n + 1) for n in (0, SHARED))
         for peer in peers:
             ways = peer.ready.get("ways", ())
             if "batch" not in peer.name:
@@ -105,13 +113,14 @@ def run(
                     peer.time(f"prefill {tokens}", do="prefill", ids=ids)
                 if index < 3:
                     peer.time(f"decode {DECODE}", do="decode", ids=prefix, tokens=DECODE)
+                    peer.time("W4", do="text", ids=prefix + apart[0], tokens=RATIONALE)
             for way in ways:
                 if way == "again" and index:
                     continue
-                ask = {"do": "rules", "prefix": prefix, "way": way}
-                peer.time(f"W2 {way}", questions=apart, **ask)
+                ask = {"do": "rules", "way": way}
+                peer.time(f"W2 {way}", prefix=prefix, questions=apart, **ask)
                 if way != "again":
-                    peer.time(f"W2b {way}", questions=common, **ask)
+                    peer.time(f"W2b {way}", prefix=other, questions=common, **ask)
     for peer in peers:
         peer.peak = peer.ask(do="memory").get("peak_rss_mib", float("nan"))
     _errors(peers, name, cache, threads, words(128, vocabulary, 3))
@@ -151,14 +160,16 @@ def cell(values: list[float] | None, tokens: int | None = None) -> str:
 
 
 def table(peers: list[Process]) -> None:
-    heads = ["engine", *(f"prefill {n}, tok/s" for n in PREFILL), "decode, tok/s", "error", "MiB"]
+    heads = ["engine", *(f"prefill {n}, tok/s" for n in PREFILL), "decode, tok/s"]
+    heads += ["W4, s", "cold, s", "error", "peak, MiB", "files, MiB"]
     print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for peer in peers:
         if "batch" in peer.name:
             continue
         row = [cell(peer.seconds.get(f"prefill {n}"), n) for n in PREFILL]
         row.append(cell(peer.seconds.get(f"decode {DECODE}"), DECODE))
-        row += [f"{peer.error:.3f}", f"{peer.peak:.0f}"]
+        row += [cell(peer.seconds.get("W4")), f"{peer.cold:.2f}", f"{peer.error:.3f}"]
+        row += [f"{peer.peak:.0f}", f"{peer.mib:.0f}"]
         print(f"| {peer.name} | {' | '.join(row) if not peer.failure else peer.failure} |")
     print("\n| engine | way | W2, s | W2b, s |\n|---|---|---|---|")
     for peer in peers:
@@ -178,7 +189,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="names that begin so")
     parser.add_argument("--optimum-cli", default="optimum-cli", help="with optimum-intel beside it")
     args = parser.parse_args()
-    report = {"machine": platform.processor() or platform.machine(), "threads": args.threads}
+    print(f"memory is read at {bandwidth(args.threads):.1f} GB/s; {args.threads} threads")
+    report: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "threads": args.threads}
     for name in args.shape or [name for name in SHAPES if name != "smoke"]:
         print(f"\n{name}: prefix {PREFIX}, {RULES} questions of {LENGTH} tokens")
         print(f"(W2b: {SHARED} of them shared by all)")
@@ -186,12 +198,23 @@ def main() -> None:
             name, args.cache.resolve(), args.rounds, args.threads, args.only, args.optimum_cli
         )
         table(peers)
-        report[name] = {
+        limits = {n: prefill_limit(SHAPES[name]().text, n, args.threads) for n in PREFILL}
+        print("\n| tokens | limit, tok/s | matrices, s | attention, s | rest, s | reached |")
+        print("|---|---|---|---|---|---|")
+        for tokens, limit in limits.items():
+            most = tokens / sum(limit.values())
+            ours = next((p.seconds.get(f"prefill {tokens}") for p in peers), None)
+            reached = f"{tokens / statistics.median(ours) / most:.0%}" if ours else ""
+            parts = " | ".join(f"{s:.3f}" for s in limit.values())
+            print(f"| {tokens} | {most:.1f} | {parts} | {reached} |")
+        report[name] = {"limits": limits} | {
             p.name: {
                 "about": p.ready.get("about"),
                 "load_s": p.ready.get("load_s"),
                 "seconds": p.seconds,
+                "cold_s": p.cold,
                 "peak_rss_mib": p.peak,
+                "files_mib": p.mib,
                 "error": p.error,
                 "failure": p.failure,
             }

@@ -1,7 +1,8 @@
-"""What this machine can do at most: read bandwidth, and the rate of every matrix kernel of ONNX
-Runtime at one shape.
+"""What this machine can do at most: read bandwidth, the rate of every matrix kernel of ONNX Runtime
+at one shape, and what a decoder's prefill would take if nothing but these limits held it up.
 
-Takes threads and a shape; prints a table and one JSON line. Says nothing of models.
+Takes threads and a shape; prints a table and one JSON line. `prefill_limit` takes a text model's
+config.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import onnx
@@ -112,27 +114,32 @@ def session(
     ):
         held.append(numpy_helper.from_array(np.asarray(value), name))
     used = {i for node in nodes for i in node.input}
-    graph = helper.make_graph(
-        nodes,
-        "kernel",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", k])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", n])],
-        [tensor for tensor in held if tensor.name in used],
-    )
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", k])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", n])]
+    return _session(nodes, inputs, outputs, [t for t in held if t.name in used], threads)
+
+
+def _session(
+    nodes: list, inputs: list, outputs: list, held: list, threads: int
+) -> ort.InferenceSession:
+    graph = helper.make_graph(nodes, "kernel", inputs, outputs, held)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Or the last kernel's threads take the cores from the next one's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 
-def rates(m: int, k: int, n: int, threads: int) -> dict[str, float]:
-    """Kernel -> giga-operations a second, medians, interleaved."""
+def rates(m: int, k: int, n: int, threads: int, only: str = "") -> dict[str, float]:
+    """Kernel -> giga-operations a second, medians, interleaved; those whose names begin so."""
     x = np.random.default_rng(1).standard_normal((m, k), np.float32)
-    sessions = {name: session(*what, k, n, threads) for name, what in _kernels(k, n).items()}
+    kernels = {name: what for name, what in _kernels(k, n).items() if name.startswith(only)}
+    sessions = {name: session(*what, k, n, threads) for name, what in kernels.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for index in range(REPEATS + 1):
         for name, made in sessions.items():
@@ -141,6 +148,60 @@ def rates(m: int, k: int, n: int, threads: int) -> dict[str, float]:
             if index:
                 times[name].append(time.perf_counter() - began)
     return {name: 2e-9 * m * k * n / statistics.median(seen) for name, seen in times.items()}
+
+
+def attention_seconds(
+    tokens: int, heads: int, kv_heads: int, head_dim: int, threads: int
+) -> float:
+    """One layer's GroupQueryAttention over so many tokens, nothing before them; the median."""
+    rng, width = np.random.default_rng(2), heads * head_dim
+    shapes = {"q": width, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
+    feeds = {n: rng.standard_normal((1, tokens, w), np.float32) for n, w in shapes.items()}
+    feeds |= {n: np.zeros((1, kv_heads, 0, head_dim), np.float32) for n in ("past_k", "past_v")}
+    counts = {"last": np.array([tokens - 1], np.int32), "total": np.array(tokens, np.int32)}
+    info = helper.make_tensor_value_info
+    node = helper.make_node(
+        "GroupQueryAttention",
+        [*feeds, *counts],
+        ["y", "new_k", "new_v"],
+        domain="com.microsoft",
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+    )
+    inputs = [info(n, TensorProto.FLOAT, a.shape) for n, a in feeds.items()]
+    inputs += [info(n, TensorProto.INT32, a.shape) for n, a in counts.items()]
+    outputs = [info(n, TensorProto.FLOAT, None) for n in node.output]
+    made = _session([node], inputs, outputs, [], threads)
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        made.run(["y"], feeds | counts)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def prefill_limit(text: dict[str, Any], tokens: int, threads: int) -> dict[str, float]:
+    """Seconds of a decoder's prefill at the limit, by what sets it: integer matrices at the rates
+    of their own shapes, rounding of activations and steps of tokens included; attention; and the
+    rest, each value read and written once, at the bandwidth of memory.
+    """
+    hidden, inner, layers = (
+        text[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")
+    )
+    heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
+    kv = hidden // heads * kv_heads
+    shapes = [(hidden, hidden)] * 2 + [(hidden, kv)] * 2 + [(hidden, inner)] * 2 + [(inner, hidden)]
+    kernel, matrices = "MatMulIntegerToFloat int8", 0.0
+    for k, n in set(shapes):
+        (rate,) = rates(tokens, k, n, threads, kernel).values()
+        matrices += shapes.count((k, n)) * 2e-9 * tokens * k * n / rate
+    # Two norms, two sums of three, rotation of q and k, activation and product.
+    values = tokens * (2 * 2 * hidden + 2 * 3 * hidden + 2 * (hidden + kv) + 3 * inner)
+    return {
+        "matrices": layers * matrices,
+        "attention": layers * attention_seconds(tokens, heads, kv_heads, hidden // heads, threads),
+        "rest": layers * 4 * values / (bandwidth(threads) * 1e9),
+    }
 
 
 def main() -> None:

@@ -47,6 +47,8 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     if did == "decode":
         peer.prefill(request["ids"])
         return _timed(lambda: peer.decode(request["tokens"]))
+    if did == "text":
+        return _timed(lambda: (peer.prefill(request["ids"]), peer.decode(request["tokens"])))
     if did == "rules":
         return _timed(lambda: peer.rules(request["prefix"], request["questions"], request["way"]))
     if did == "logits":

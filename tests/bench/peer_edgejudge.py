@@ -34,7 +34,7 @@ class EdgeJudge:
         prefix, hidden = self._last
         for _ in range(tokens):
             token = int(self.engine.full_logits(hidden[None])[0].argmax())
-            prefix, hidden = self.engine.append([token], after=prefix)
+            prefix, hidden = self.engine.step(token, prefix)
 
     def rules(self, prefix: list[int], questions: list[list[int]], way: str) -> Any:
         if way == "tree":

@@ -18,8 +18,8 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": int(threads),
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
         }
-        self.batched = None
-        if batched == "batched":
+        self.batched = bool(batched)
+        if self.batched:
             scheduler = openvino_genai.SchedulerConfig()
             scheduler.enable_prefix_caching = True
             scheduler.cache_size = 1
@@ -57,6 +57,8 @@ class OpenVino:
         return out
 
     def prefill(self, ids: list[int]) -> np.ndarray:
+        if self.batched:
+            return np.array(self._generate([ids], 1))
         self.request.reset_state()
         self._at = 0
         self._last = self._run(ids)
@@ -87,17 +89,16 @@ class OpenVino:
 
     def _batch(self, prefix: list[int], questions: list[list[int]]) -> Any:
         """The prefix by itself, so that its blocks are kept, and all questions behind it."""
+        self._generate([prefix], 1)
+        return self._generate([prefix + q for q in questions], 1)
+
+    def _generate(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
         config = openvino_genai.GenerationConfig()
-        config.max_new_tokens = 1
+        config.max_new_tokens = tokens
         config.ignore_eos = True
-
-        def ids(tokens: list[int]) -> Any:
-            return ov.Tensor(np.array([tokens], np.int64))
-
-        self.pipeline.generate([ids(prefix)], [config])
-        return self.pipeline.generate(
-            [ids(prefix + q) for q in questions], [config] * len(questions)
-        )
+        ids = [ov.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
+        found = self.pipeline.generate(ids, [config] * len(ids))
+        return [list(one.m_generation_ids[0]) for one in found]
 
 
 def _keep_last_position(model: ov.Model) -> None:

@@ -20,7 +20,7 @@ from edgejudge.export import Checkpoint, export
 __all__ = ["Entrant", "entrants"]
 
 HERE = Path(__file__).parent
-_OURS = ("balanced", "fast")
+_OURS = ("fast",)
 
 
 class Entrant(NamedTuple):
@@ -29,6 +29,15 @@ class Entrant(NamedTuple):
     name: str
     command: list[str] | None
     failure: str = ""
+
+    @property
+    def mib(self) -> float:
+        """What its files take, all that it was given."""
+        if self.command is None:
+            return float("nan")
+        given = Path(self.command[2])
+        files = given.iterdir() if given.is_dir() else [given]
+        return sum(f.stat().st_size for f in files if f.is_file()) / 2**20
 
 
 def entrants(
