@@ -47,14 +47,12 @@ def side_record(
     prepared: "Source",
     plan: "Plan",
     pictures: "Sequence[CalibrationPicture]",
-) -> SideRecord | None:
-    """What exact columns are worth; None for a recipe that knows none. `prepared` are the
-    checkpoint's weights as the plan quantized them.
+) -> SideRecord:
+    """What exact columns are worth. `prepared` are the checkpoint's weights as the plan quantized
+    them.
     """
     from edgejudge.export import Exact, Reference, Stored, asked_of
 
-    if not plan.recipe.side_gain:
-        return None
     spec, names = checkpoint.spec, [n for n, _ in checkpoint.family.weight_names(checkpoint.spec)]
     matrices = [n for n in names if plan.integer(n) and len(prepared.shape(n)) > 1]
     kept = sum(bool(plan.exact_columns(n)) for n in matrices)

@@ -191,8 +191,8 @@ class _Gate:
             pictures = [min(pictures, key=self._prompt_tokens)]
         tally, written, masses, hidden_error = self._compare(pictures)
         broken = tally.violations(accepted)
-        if written.decisions:
-            broken += [f"with the graphs that write text {b}" for b in written.violations(accepted)]
+        if not broken and written.decisions:
+            broken = [f"with the graphs that write text {b}" for b in written.violations(accepted)]
         if not random and broken:
             raise FidelityError(
                 f"the bundle is refused: {'; '.join(broken)}. {self._blame(asked.selection)} "
@@ -247,6 +247,8 @@ class _Gate:
         return tally, written, masses, math.sqrt(error / (square or 1.0))
 
     def _side(self, pictures: "Sequence[CalibrationPicture]") -> SideRecord | None:
+        if not self._plan.recipe.side_gain:
+            return None
         self._progress("measuring what exact columns are worth", 0.0)
         return side_record(self._checkpoint, self._prepared, self._plan, pictures[:_BLAMED])
 

@@ -21,7 +21,7 @@ from edgejudge.errors import EdgeJudgeError
 
 __all__ = ["Percentiles", "Profile", "peak_rss_mib", "profile"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEPT_BYTES = 1 << 30  # enough for one picture of any judge
 
 
@@ -72,6 +72,7 @@ class Profile:
     library_images_per_s: float | None
     peak_rss_mib: float
     placement: dict[str, str]
+    settings: dict[str, int]  # of the engine
     machine: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -150,6 +151,7 @@ def profile(
         None if rate is None else round(rate, 2),
         round(rss, 1),
         dict(verdict.placement),
+        {name: getattr(judge.engine, name) for name in ("threads", "chunk", "pack_tokens")},
         _machine(),
     )
 
@@ -213,22 +215,12 @@ def _cold_process_ms(bundle: str | None, policy: str, picture: Path) -> float:
 def _machine() -> dict[str, str]:
     import onnxruntime
 
-    from edgejudge.runtime.session import default_threads
+    from edgejudge.runtime.settings import processor
 
     return {
         "system": platform.system(),
-        "processor": _processor(),
-        "threads": str(default_threads()),
+        "processor": processor(),
         "python": platform.python_version(),
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

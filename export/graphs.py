@@ -81,8 +81,10 @@ def _decoder(
     for layer in layers:
         for name in ("key", "value"):
             ops.input(f"past_{name}_{layer}", "float32", 1, text.kv_heads, "C", text.head_dim)
-    hidden = family.decoder(ops, spec, hidden, rotation, layers)
-    ops.output(hidden, "hidden_out", "float32", 1, "S", text.hidden)
+    last = layers[-1] == text.layers - 1
+    rows = ops.input("rows", "int64", "R") if last else None
+    hidden = family.decoder(ops, spec, hidden, rotation, layers, rows)
+    ops.output(hidden, "hidden_out", "float32", 1, "R" if last else "S", text.hidden)
     for layer in layers:
         for name in ("key", "value"):
             value = f"present_{name}_{layer}"

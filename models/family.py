@@ -40,7 +40,13 @@ class Family(Protocol):
     def vision(self, ops: Ops[V], spec: ModelSpec, inputs: dict[str, V]) -> V: ...
 
     def decoder(
-        self, ops: Ops[V], spec: ModelSpec, hidden: V, rotation: tuple[V, V], layers: range
+        self,
+        ops: Ops[V],
+        spec: ModelSpec,
+        hidden: V,
+        rotation: tuple[V, V],
+        layers: range,
+        rows: V | None = None,
     ) -> V: ...
 
     def head(

@@ -16,9 +16,19 @@ V = TypeVar("V")
 
 
 def decoder(
-    ops: Ops[V], text: TextSpec, stem: str, hidden: V, rotation: tuple[V, V], layers: range
+    ops: Ops[V],
+    text: TextSpec,
+    stem: str,
+    hidden: V,
+    rotation: tuple[V, V],
+    layers: range,
+    rows: V | None = None,
 ) -> V:
-    """hidden [1, S, D] through these layers; rotation is cos and sin [S, head_dim / 2]."""
+    """hidden [1, S, D] through these layers; rotation is cos and sin [S, head_dim / 2].
+
+    `rows` [R] are the tokens whose hidden states are wanted: of the others the last layer gives
+    keys and values only, and the result is [1, R, D].
+    """
     x = hidden
     for layer in layers:
         at = f"{stem}.layers.{layer}"
@@ -34,6 +44,8 @@ def decoder(
         q = ops.rope(q, rotation, text.heads, text.head_dim)
         k = ops.rope(k, rotation, text.kv_heads, text.head_dim)
         y = ops.cached_attention(q, k, v, layer, text.heads, text.kv_heads, text.head_dim**-0.5)
+        if rows is not None and layer == layers[-1]:
+            x, y = ops.take(x, rows), ops.take(y, rows)
         x = ops.add(x, ops.linear(y, f"{at}.self_attn.o_proj.weight"))
         y = ops.rms_norm(x, f"{at}.post_attention_layernorm.weight", text.eps)
         gate = ops.activation(ops.linear(y, f"{at}.mlp.gate_proj.weight"), text.activation)

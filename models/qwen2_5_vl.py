@@ -209,9 +209,18 @@ def _everywhere(ops: Ops[V], vis: VisionSpec, qkv: tuple[V, V, V], inputs: dict[
     return ops.take(y, inputs["places"])
 
 
-def decoder(ops: Ops[V], spec: ModelSpec, hidden: V, rotation: tuple[V, V], layers: range) -> V:
-    """hidden [1, S, D] through these layers of the text model."""
-    return llama.decoder(ops, spec.text, _TEXT, hidden, rotation, layers)
+def decoder(
+    ops: Ops[V],
+    spec: ModelSpec,
+    hidden: V,
+    rotation: tuple[V, V],
+    layers: range,
+    rows: V | None = None,
+) -> V:
+    """hidden [1, S, D] through these layers of the text model; those of `rows` [R] alone, where
+    they are given.
+    """
+    return llama.decoder(ops, spec.text, _TEXT, hidden, rotation, layers, rows)
 
 
 def head(ops: Ops[V], spec: ModelSpec, hidden: V, rows: tuple[int, ...] | None = None) -> V:

@@ -5,6 +5,7 @@ Does not know policies, verdicts, checkpoints or image files.
 """
 
 from edgejudge.runtime.engine import Engine, Prefix
+from edgejudge.runtime.settings import Settings
 from edgejudge.runtime.trace import Span, Trace
 
-__all__ = ["Engine", "Prefix", "Span", "Trace"]
+__all__ = ["Engine", "Prefix", "Settings", "Span", "Trace"]

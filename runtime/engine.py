@@ -5,7 +5,7 @@ Takes an opened bundle, pixel views and token ids; gives visual tokens, prefixes
 token. Sessions open when first needed. Does not know policies, thresholds or text.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Self
@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle
-from edgejudge.errors import BundleError, InputError, ProviderError
+from edgejudge.errors import BundleError, InputError
 from edgejudge.models.rope import rotation
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.kv_cache import KvCache
+from edgejudge.runtime.labels import yes_probabilities
 from edgejudge.runtime.session import CPU, Session, default_threads, open_session
+from edgejudge.runtime.settings import Settings, kept_settings
 from edgejudge.runtime.trace import Trace
-from edgejudge.runtime.tree import causal, plan_passes
+from edgejudge.runtime.tree import causal, even_parts, plan_passes
 
 __all__ = ["Engine", "Prefix"]
 
@@ -43,7 +45,7 @@ class Engine:
     """One bundle, loaded. Not for use by two threads at once, since the cache is one; but for
     `encode_image`, which may run beside the rest.
 
-    `chunk` is how many prompt tokens run in one pass at most, `pack_tokens` how many tokens of packed
+    `chunk` is how many prompt tokens run in one pass at most, `pack_tokens` how many of packed
     branches. Prefixes are held as a stack, each continuing the one below; what is asked of one
     drops those above it.
     """
@@ -64,13 +66,13 @@ class Engine:
 
     @classmethod
     def open(
-        cls, bundle: Bundle, threads: int | None = None, chunk: int = 256, pack_tokens: int = 256
+        cls, bundle: Bundle, settings: Settings | None = None, threads: int | None = None
     ) -> Self:
-        """Raises BundleError for files that are not what the manifest says."""
-        if chunk < 1 or pack_tokens < 1:
-            raise ValueError(
-                f"chunk and pack_tokens must be at least 1, got {chunk}, {pack_tokens}"
-            )
+        """With these settings; None takes what `edgejudge tune` kept for the bundle, or what suits
+        most. `threads` overrides theirs. Raises BundleError for files that are not what the
+        manifest says.
+        """
+        chosen = settings or kept_settings(bundle) or Settings(default_threads())
         spec = ModelSpec.from_json(bundle.manifest.spec)
         kv = bundle.graph(_TARGET, "decoder", 0).kv
         if kv is None or (kv.layout, kv.dtype) != ("BNSH", "float32"):
@@ -82,8 +84,10 @@ class Engine:
             bundle.file(table.file), np.dtype(table.dtype), "r", shape=(table.rows, table.width)
         )
         cache = KvCache(spec.text.layers, kv.kv_heads, kv.head_dim, kv.length_buckets)
-        count = threads if threads is not None else default_threads()
-        return cls(bundle, spec, count, chunk, pack_tokens, Trace(), cache, embeddings)
+        count = chosen.threads if threads is None else threads
+        return cls(
+            bundle, spec, count, chosen.chunk, chosen.pack_tokens, Trace(), cache, embeddings
+        )
 
     @property
     def placement(self) -> dict[str, str]:
@@ -139,12 +143,11 @@ class Engine:
         self._check_fit(len(ids), int(positions.max(initial=0)))
         with self.trace.span("prefill", "cpu", tokens=len(ids)):
             hidden = self._embed(np.asarray(ids, np.int64), visual)
-            for part in _even_parts(len(ids), self.chunk):
-                rows = hidden[part]
-                flow = self._decode(
-                    rows, positions[..., part], causal(len(rows), self._cache.cursor)
-                )
-                self._cache.advance(len(rows))
+            for part in even_parts(len(ids), self.chunk):
+                some = hidden[part]
+                bias, last = causal(len(some), self._cache.cursor), np.array([len(some) - 1])
+                flow = self._decode(some, positions[..., part], bias, last)
+                self._cache.advance(len(some))
         return self._hold(begin + len(ids), int(positions.max()) + 1), flow[-1]
 
     def step(self, token: int, after: Prefix) -> tuple[Prefix, NDArray[np.float32]]:
@@ -158,7 +161,8 @@ class Engine:
         with self.trace.span("write", "cpu"):
             hidden = self._embed(np.array([token], np.int64), None)
             bias = causal(1, self._cache.cursor)
-            flow = self._decode(hidden, np.array([position], np.int64), bias, stage)
+            where = np.array([position], np.int64)
+            flow = self._decode(hidden, where, bias, np.array([0]), stage)
             self._cache.advance(1)
         return self._hold(begin + 1, position + 1), flow[-1]
 
@@ -216,29 +220,11 @@ class Engine:
         """Hidden states [B, D] before the final norm -> logits [B, vocabulary]; loads the LM
         head.
         """
-        head = self._session("lm_head")
-        with self.trace.span("lm_head", "cpu", rows=len(hidden)):
-            (logits,) = head.run({"hidden": hidden})
-        return np.ascontiguousarray(logits, np.float32)
+        return self._logits("lm_head", hidden)
 
     def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        """P(yes) / (P(yes) + P(no)) [B], a label's variants joined by log-sum-exp.
-
-        Raises ProviderError where a logit is not a number: nothing may be concluded from such a
-        run.
-        """
-        if not np.isfinite(logits).all():
-            raise ProviderError(
-                "the graphs gave label logits that are not numbers; "
-                "check the bundle with `edgejudge screen --verify`, or export it again"
-            )
-        wide = logits.astype(np.float64)
-        mass = {
-            label: np.logaddexp.reduce(wide[:, list(rows)], axis=1)
-            for label, rows in self.bundle.manifest.labels.items()
-        }
-        out: NDArray[np.float64] = 1.0 / (1.0 + np.exp(mass["no"] - mass["yes"]))
-        return out
+        """P(yes) of two labels [B]; ProviderError where a logit is not a number."""
+        return yes_probabilities(logits, self.bundle.manifest.labels)
 
     def relevance(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine [R] of a picture with each rule's text, in the order of the manifest's record.
@@ -269,8 +255,11 @@ class Engine:
 
     def label_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Hidden states [B, D] before the final norm -> label logits [B, R]."""
-        head = self._session("verdict_head")
-        with self.trace.span("verdict_head", "cpu", rows=len(hidden)):
+        return self._logits("verdict_head", hidden)
+
+    def _logits(self, stage: str, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        head = self._session(stage)
+        with self.trace.span(stage, "cpu", rows=len(hidden)):
             (logits,) = head.run({"hidden": hidden})
         return np.ascontiguousarray(logits, np.float32)
 
@@ -314,11 +303,12 @@ class Engine:
                 with self.trace.span("score", "cpu", branches=len(some), tokens=tokens):
                     for step in passes:
                         self._cache.rewind(start + step.kept)
-                        hidden = self._decode(
-                            self._embed(step.ids, None), step.positions, step.bias
-                        )
+                        hidden = self._embed(step.ids, None)
+                        # No kernel is made for no row at all; the first one does no harm.
+                        rows = step.ends if len(step.ends) else np.zeros(1, np.int64)
+                        flow = self._decode(hidden, step.positions, step.bias, rows)
                         self._cache.advance(len(step.ids))
-                        ends[places[step.members]] = hidden[step.ends]
+                        ends[places[step.members]] = flow[: len(step.members)]
         finally:
             self._cache.rewind(start)
         return ends
@@ -343,11 +333,12 @@ class Engine:
         hidden: NDArray[np.float32],
         positions: NDArray[np.int64],
         bias: NDArray[np.float32],
+        rows: NDArray[np.int64],
         stage: str = "decoder",
     ) -> NDArray[np.float32]:
         """Runs all parts over S tokens after the cursor, writing their KV; the cursor stays.
 
-        hidden [S, D], positions [S] or [3, S].
+        hidden [S, D], positions [S] or [3, S]; gives the hidden states [R, D] of `rows`.
         """
         if self.interrupt is not None:
             self.interrupt()
@@ -364,8 +355,11 @@ class Engine:
             "total_sequence_length": np.array(total, np.int32),
         }
         flow = np.ascontiguousarray(hidden[None])  # [1, S, D]
-        for part in self.bundle.manifest.parts:
+        parts = self.bundle.manifest.parts
+        for part in parts:
             session = self._session(stage, part.index)
+            if part is parts[-1]:
+                feeds["rows"] = rows
             shared = {}
             for layer in range(part.first_layer, part.last_layer + 1):
                 shared[f"past_key_{layer}"] = (f"present_key_{layer}", cache.keys[layer])
@@ -398,12 +392,3 @@ class Engine:
                     graph = self.bundle.graph(_TARGET, stage, part)
                     self._sessions[key] = open_session(self.bundle, graph, CPU, self.threads)
             return self._sessions[key]
-
-
-def _even_parts(count: int, most: int) -> Iterator[slice]:
-    """As few runs as hold `most` each, none much shorter than the others: a short pass reads all
-    weights too.
-    """
-    parts = -(-count // most)
-    for index in range(parts):
-        yield slice(count * index // parts, count * (index + 1) // parts)

@@ -8,13 +8,13 @@ Tree masks over one sequence: Miao et al., SpecInfer, 2023 (there to verify draf
 by a block mask: Juravsky et al., Hydragen, 2024.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HIDDEN", "Pass", "causal", "plan_passes"]
+__all__ = ["HIDDEN", "Pass", "causal", "even_parts", "plan_passes"]
 
 # Added to a score that must not count. exp() of it is exactly 0 in fp32, and unlike -inf it
 # survives a row of nothing else.
@@ -147,3 +147,12 @@ def _tree(branches: Sequence[Sequence[int]]) -> _Tree:
         todo.append((node, parent, depth, True))
         todo += [(child, at, depth + 1, False) for child in reversed(children[node].values())]
     return _Tree(ids, depths, parents, stops, place[met] if met else np.zeros(0, np.int64))
+
+
+def even_parts(count: int, most: int) -> Iterator[slice]:
+    """As few runs as hold `most` each, none much shorter than the others: a short pass reads all
+    weights too.
+    """
+    parts = -(-count // most)
+    for index in range(parts):
+        yield slice(count * index // parts, count * (index + 1) // parts)

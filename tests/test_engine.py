@@ -31,8 +31,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("exact", "w8", "parts")}
 
 
-def open_engine(folder: Path, **options: int) -> Engine:
-    return Engine.open(Bundle.open(folder, unsealed=True), threads=1, **options)
+def open_engine(folder: Path) -> Engine:
+    return Engine.open(Bundle.open(folder, unsealed=True), threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ LEAVES = {
 }
 # The gate and its command: the only modules that see both sides, and only inside functions.
 MAY_IMPORT_EXPORT = {
+    "edgejudge/combinations.py",
     "edgejudge/fidelity.py",
     "edgejudge/gate_set.py",
     "edgejudge/cli_export.py",

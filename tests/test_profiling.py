@@ -59,7 +59,7 @@ def test_the_command_prints_one_json_document(bundle: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
-    assert value["schema_version"] == 2 and value["warm"]["n"] == 1
+    assert value["schema_version"] == 3 and value["warm"]["n"] == 1
     assert value["cold_process"]["n"] == 1 and value["peak_rss_mib"] > 10
 
 

@@ -25,7 +25,7 @@ from edgejudge.models.patches import PatchSpec, fit, prepare_patches, read_patch
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.spec import ModelSpec
 from edgejudge.models.tokenizer import Tokenizer
-from edgejudge.runtime import Engine
+from edgejudge.runtime import Engine, Settings
 
 torch.set_num_threads(1)
 IMAGE = tiny_qwen.IMAGE
@@ -345,7 +345,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def prefilled(folder: Path, chunk: int = 512) -> tuple[Engine, Any]:
     bundle = Bundle.open(folder, unsealed=True)
-    engine = Engine.open(bundle, threads=1, chunk=chunk)
+    engine = Engine.open(bundle, Settings(1, chunk))
     manifest = bundle.manifest
     seen = preprocess(canary_image(70, 100), image_spec(manifest.preprocessing))
     prompts = Prompts(

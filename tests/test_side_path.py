@@ -1,4 +1,4 @@
-"""Exact columns beside integers: found where a few channels tower on a few tokens, and nowhere else;
+"""Exact columns beside integers: found where a few channels tower on a few tokens and nowhere else,
 computed alike by graph and reference.
 """
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import numpy as np
 from limits import bandwidth, prefill_limit
 from prepare import Entrant, entrants, truth
 from shapes import SHAPES
+
+from edgejudge.runtime.settings import processor
 
 PREFILL = (128, 512, 1024)
 DECODE, RATIONALE = 64, 96
@@ -190,7 +191,10 @@ def main() -> None:
     parser.add_argument("--optimum-cli", default="optimum-cli", help="with optimum-intel beside it")
     args = parser.parse_args()
     print(f"memory is read at {bandwidth(args.threads):.1f} GB/s; {args.threads} threads")
-    report: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "threads": args.threads}
+    report: dict[str, Any] = {
+        "machine": processor(),
+        "threads": args.threads,
+    }
     for name in args.shape or [name for name in SHAPES if name != "smoke"]:
         print(f"\n{name}: prefix {PREFIX}, {RULES} questions of {LENGTH} tokens")
         print(f"(W2b: {SHARED} of them shared by all)")

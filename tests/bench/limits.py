@@ -150,9 +150,7 @@ def rates(m: int, k: int, n: int, threads: int, only: str = "") -> dict[str, flo
     return {name: 2e-9 * m * k * n / statistics.median(seen) for name, seen in times.items()}
 
 
-def attention_seconds(
-    tokens: int, heads: int, kv_heads: int, head_dim: int, threads: int
-) -> float:
+def attention_seconds(tokens: int, heads: int, kv_heads: int, head_dim: int, threads: int) -> float:
     """One layer's GroupQueryAttention over so many tokens, nothing before them; the median."""
     rng, width = np.random.default_rng(2), heads * head_dim
     shapes = {"q": width, "k": kv_heads * head_dim, "v": kv_heads * head_dim}

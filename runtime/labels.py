@@ -1,0 +1,33 @@
+"""Label logits -> probabilities.
+
+Takes logits and which of them belong to which label; refuses what is not a number. Knows no engine.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.errors import ProviderError
+
+__all__ = ["yes_probabilities"]
+
+
+def yes_probabilities(
+    logits: NDArray[np.float32], labels: Mapping[str, Sequence[int]]
+) -> NDArray[np.float64]:
+    """[B, R] -> P(yes) / (P(yes) + P(no)) [B], a label's variants joined by log-sum-exp.
+
+    Raises ProviderError where a logit is not a number: nothing may be concluded from such a run.
+    """
+    if not np.isfinite(logits).all():
+        raise ProviderError(
+            "the graphs gave label logits that are not numbers; "
+            "check the bundle with `edgejudge screen --verify`, or export it again"
+        )
+    wide = logits.astype(np.float64)
+    mass = {
+        label: np.logaddexp.reduce(wide[:, list(rows)], axis=1) for label, rows in labels.items()
+    }
+    out: NDArray[np.float64] = 1.0 / (1.0 + np.exp(mass["no"] - mass["yes"]))
+    return out

@@ -1,0 +1,79 @@
+"""How an engine works on this machine: threads, and tokens of a pass.
+
+Takes a bundle; gives what `edgejudge tune` measured for it here and kept in the user's cache, or
+what suits most. A record of another processor or another ONNX Runtime is not used. Does not
+measure.
+"""
+
+import contextlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+
+from edgejudge.bundle import Bundle, cache_folder
+from edgejudge.runtime.session import default_threads
+
+__all__ = ["Settings", "keep_settings", "kept_settings", "processor"]
+
+_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`chunk` is how many prompt tokens run in one pass at most, `pack_tokens` how many tokens of
+    packed questions.
+    """
+
+    threads: int
+    chunk: int = 384
+    pack_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if min(self.threads, self.chunk, self.pack_tokens) < 1:
+            raise ValueError(f"threads, chunk and pack_tokens must be at least 1: {self}")
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def kept_settings(bundle: Bundle) -> Settings | None:
+    """Those that were measured for this bundle on this machine."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        record = json.loads(_file(bundle).read_bytes())
+        if record["machine"] == _machine():
+            return Settings(**record["settings"])
+    return None
+
+
+def keep_settings(bundle: Bundle, settings: Settings) -> Path:
+    """Written whole or not at all; every engine of the bundle opened later uses them."""
+    file = _file(bundle)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    record = {"machine": _machine(), "settings": asdict(settings)}
+    partial.write_text(json.dumps(record, sort_keys=True))
+    partial.replace(file)
+    return file
+
+
+def _file(bundle: Bundle) -> Path:
+    return cache_folder() / "tuning" / f"{bundle.fingerprint}.json"
+
+
+def _machine() -> dict[str, str | int]:
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "processor": processor(),
+        "cores": default_threads(),
+        "onnxruntime": ort.__version__,
+    }

@@ -1,0 +1,86 @@
+"""`edgejudge tune`: what it keeps, who uses it, and what it survives."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tiny
+from edgejudge.bundle import Bundle
+from edgejudge.cli import main
+from edgejudge.export import export
+from edgejudge.runtime import Engine, Settings
+from edgejudge.runtime.session import default_threads
+from edgejudge.runtime.settings import keep_settings, kept_settings
+from edgejudge.tuning import tune
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tuning")
+    return export(tiny.make_checkpoint(root / "checkpoint"), root / "bundle", "exact")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEJUDGE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_every_value_is_measured_and_one_of_the_best_is_taken(folder: Path) -> None:
+    found = tune(Bundle.open(folder, unsealed=True), rounds=2)
+    for setting in ("threads", "chunk", "pack_tokens"):
+        trials = [t for t in found.trials if t.setting == setting]
+        assert all(t.n == 2 and 0 < t.min_ms <= t.p50_ms <= t.max_ms for t in trials)
+        chosen = next(t for t in trials if t.value == getattr(found.settings, setting))
+        assert chosen.p50_ms <= 1.02 * min(t.p50_ms for t in trials) + 1e-3
+    assert {t.value for t in found.trials if t.setting == "threads"} >= {1, default_threads()}
+
+
+def test_engines_take_what_was_kept(folder: Path) -> None:
+    bundle = Bundle.open(folder, unsealed=True)
+    assert kept_settings(bundle) is None
+    engine = Engine.open(bundle)
+    assert (engine.threads, engine.chunk) == (default_threads(), Settings(1).chunk)
+    keep_settings(bundle, Settings(1, 96, 40))
+    engine = Engine.open(bundle)
+    assert (engine.threads, engine.chunk, engine.pack_tokens) == (1, 96, 40)
+    assert Engine.open(bundle, threads=2).threads == 2, "who asks for threads has them"
+    assert Engine.open(bundle, Settings(1)).chunk == Settings(1).chunk
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda value: b"not json",
+        lambda value: json.dumps([]).encode(),
+        lambda value: json.dumps(value | {"machine": {"processor": "another"}}).encode(),
+        lambda value: json.dumps(value | {"settings": {"threads": 0}}).encode(),
+        lambda value: json.dumps(value | {"settings": {"threads": 1, "more": 2}}).encode(),
+        lambda value: json.dumps(value | {"settings": {"threads": "many"}}).encode(),
+    ],
+)
+def test_a_record_that_does_not_fit_is_no_record(folder: Path, spoil: object) -> None:
+    assert callable(spoil)
+    bundle = Bundle.open(folder, unsealed=True)
+    file = keep_settings(bundle, Settings(1, 96, 40))
+    file.write_bytes(spoil(json.loads(file.read_bytes())))
+    assert kept_settings(bundle) is None
+    assert Engine.open(bundle).chunk == Settings(1).chunk
+
+
+def test_the_command_keeps_what_it_prints(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "nano", "--rounds", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    kept = Path(found["kept_in"])
+    assert kept.is_relative_to(cache)
+    assert json.loads(kept.read_bytes())["settings"] == found["settings"]
+    assert main(["tune", "nano", "--rounds", "1"]) == 0
+    assert "chosen" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", str(tmp_path / "nothing")]) == 2
+    assert "is not a bundle" in capsys.readouterr().err
+    assert main(["tune", "nano", "--rounds", "0"]) == 2
+    assert "--rounds must be at least 1" in capsys.readouterr().err
