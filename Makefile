@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate lint types clean bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
+.PHONY: help demo test test-gate lint types clean bench bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,27 @@ nano-eval: $(VENV)/.train  ## AUROC and F1 of the shipped bundle on 1,000 test p
 nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
 	$(BIN)/edgejudge export $(NANO)/checkpoint --out $(NANO)/bundle --recipe w8 --force
 
+$(VENV)-openvino/.stamp: pyproject.toml  # its exporter wants an older transformers
+	$(PYTHON) -m venv $(VENV)-openvino
+	$(VENV)-openvino/bin/python -m pip install -q torch==2.13.0 'transformers>=4.51,<5.6' \
+		'optimum~=2.3.0' 'nncf>=3.3' 'openvino>=2026.4' openvino-tokenizers requests accelerate setuptools
+	@# By itself: it asks for torchvision, of which there is no build for CPUs alone.
+	$(VENV)-openvino/bin/python -m pip install -q --no-deps optimum-intel==2.2.0
+	@touch $@
+
+$(VENV)-bench/.stamp: pyproject.toml  # llama.cpp is compiled here, for this processor
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install -q torch==2.13.0
+	$(VENV)-bench/bin/python -m pip install -q -e '.[bench]'
+	@touch $@
+
+bench: $(VENV)-bench/.stamp $(VENV)-openvino/.stamp  ## our speed beside that of other engines (BENCH_ARGS="--shape NAME --rounds N", BENCH_JSON=FILE); hours, 30 GB
+	$(VENV)-bench/bin/python tests/bench/bench.py --cache build/bench \
+		--optimum-cli $(VENV)-openvino/bin/optimum-cli $(BENCH_ARGS)
+
+bench-side: $(VENV)/.test  ## how many exact columns outliers need that were put into a judge
+	$(BIN)/python tests/bench/side.py $(CHECKPOINTS)
+
 bench-export: $(VENV)/.test  ## time, memory and gate of exports (JUDGES="NAME:RECIPE ..."); gigabytes in TMPDIR
 	$(BIN)/python tests/bench/exports.py $(JUDGES)
 
@@ -98,5 +119,5 @@ preprocess-distance: $(VENV)/.test  ## how far our pixels are from those of proc
 	PYTHONPATH=build/torchvision $(BIN)/python tests/preprocess_distance.py
 
 clean:  ## remove what the other targets made
-	rm -rf build dist *.egg-info .venv .venv-demo .venv-gate .mypy_cache models/nano/.mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .venv .venv-demo .venv-gate .venv-bench .venv-openvino .mypy_cache models/nano/.mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find edgejudge export models runtime tests -name __pycache__ -type d -prune -exec rm -rf {} +

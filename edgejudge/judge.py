@@ -77,14 +77,16 @@ class Judge:
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
         prefix_store: str | PathLike[str] | None = None,
         waiting: int = WAITING,
+        release_vision: bool = False,
     ) -> Self:
         """A judge from a bundle folder, or the one that ships with the package.
 
         `fingerprint` pins the manifest against tampering, `verify` hashes every file again. A
         picture judged again, under whatever policy, is not computed again while its prefix fits
         `prefix_cache_bytes` (0 keeps nothing); the folder `prefix_store` keeps prefixes and
-        language priors longer than the process. Of several threads that use the judge, at most
-        `waiting` may wait.
+        language priors longer than the process. `release_vision` frees the vision graph after each
+        picture, which takes less memory and more time. Of several threads that use the judge, at
+        most `waiting` may wait.
         Raises BundleError for a bundle that is missing, damaged or not the one that was pinned, and
         for one with random weights unless `allow_random` says that its verdicts are not wanted.
         """
@@ -101,7 +103,9 @@ class Judge:
         if prefix_cache_bytes or prefix_store is not None:
             store = None if prefix_store is None else ArrayStore(Path(prefix_store))
             cache = PrefixCache(prefix_cache_bytes, store)
-        return cls(bundle, Engine.open(bundle, threads=threads), limits, cache, waiting)
+        engine = Engine.open(bundle, threads=threads)
+        engine.release_vision = release_vision
+        return cls(bundle, engine, limits, cache, waiting)
 
     @overload
     def screen(

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from edgejudge.bundle import Bundle
 from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
@@ -109,5 +107,5 @@ def _prompt(bundle: Bundle) -> list[int]:
     """
     prompts = Prompts.of(bundle)
     seen = preprocess(canary_image(1080, 1920), image_spec(bundle.manifest.preprocessing))
-    ids = np.array(prompts.prefix_ids(seen.rows, seen.cols))
-    return np.where(ids == bundle.manifest.tokens.image, ids[0], ids).tolist()
+    ids, image = prompts.prefix_ids(seen.rows, seen.cols), bundle.manifest.tokens.image
+    return [ids[0] if token == image else token for token in ids]

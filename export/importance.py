@@ -10,11 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgejudge.export.calibration import read_calibration, split_pictures
 from edgejudge.export.checkpoint import Checkpoint
-from edgejudge.export.compile import asked_of
-from edgejudge.export.reference import Reference
-from edgejudge.export.stored import Exact
+from edgejudge.export.observe import calibration_pictures, observe
 
 __all__ = ["column_importance"]
 
@@ -40,15 +37,10 @@ def column_importance(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
 
     Rounded to quarters of an octave, so that another machine's arithmetic chooses the same scales.
     """
-    folder = checkpoint.calibration_folder
-    pictures = [] if folder is None else split_pictures(read_calibration(folder)).calibration
-    if not pictures:
+    if not calibration_pictures(checkpoint):
         return {}
     moments = _Moments()
-    reference = Reference(
-        checkpoint.spec, Exact(checkpoint.weights), checkpoint.tokens.image, observe=moments
-    )
-    reference.ask(asked_of(checkpoint, pictures), checkpoint.labels.token_ids)
+    observe(checkpoint, moments)
     return {
         name: _rounded(total.numpy() / moments.counts[name]) for name, total in moments.sums.items()
     }

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from edgejudge.export.blocks import Columns
 from edgejudge.export.checkpoint import Checkpoint
-from edgejudge.export.smoothing import observe
+from edgejudge.export.observe import observe
 
 __all__ = ["Site", "side_columns", "sites_of"]
 
@@ -117,8 +116,7 @@ def sites_of(checkpoint: Checkpoint, names: Iterable[str]) -> list[Site]:
     pass.
     """
     watch = _Watch(names)
-    with torch.inference_mode():
-        observe(checkpoint, watch)
+    observe(checkpoint, watch)
     return list({id(site): site for site in watch.sites.values()}.values())
 
 

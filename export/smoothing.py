@@ -9,7 +9,7 @@ pass. Knows no family and no recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,17 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgejudge.export.calibration import CalibrationPicture, read_calibration, split_pictures
 from edgejudge.export.checkpoint import Checkpoint
-from edgejudge.export.compile import asked_of
-from edgejudge.export.reference import Reference
-from edgejudge.export.stored import Exact
+from edgejudge.export.observe import observe
 from edgejudge.export.weights import Source, matrix_shape, row_blocks
 from edgejudge.models.family import Family
-from edgejudge.models.image import canary_image
 from edgejudge.models.spec import ModelSpec
 
-__all__ = ["Joint", "Scaled", "joints", "observe", "smoothed"]
+__all__ = ["Joint", "Scaled", "joints", "smoothed"]
 
 _POWER = 0.5
 _MOST_OCTAVES = 10
@@ -152,21 +148,6 @@ class _Peaks:
     def __call__(self, name: str, x: Tensor) -> None:
         found = x.reshape(-1, x.shape[-1]).abs().amax(0).float().numpy()
         self.peaks[name] = np.maximum(self.peaks.get(name, 0), found)
-
-
-def observe(checkpoint: Checkpoint, watch: Callable[[str, Tensor], None]) -> None:
-    """Shows every matrix's name and what it is multiplied with, on the calibration pictures; on a
-    drawn one that no gate has, where there are none.
-    """
-    folder = checkpoint.calibration_folder
-    pictures = [] if folder is None else split_pictures(read_calibration(folder)).calibration
-    if not pictures:
-        height, width = checkpoint.image.example_size
-        drawn = canary_image(height, width + 8)
-        pictures = [CalibrationPicture("drawn", drawn, ("a cat", "written text"))]
-    weights = Exact(checkpoint.weights)
-    reference = Reference(checkpoint.spec, weights, checkpoint.tokens.image, observe=watch)
-    reference.ask(asked_of(checkpoint, pictures), checkpoint.labels.token_ids)
 
 
 # --- where channels are made and used ------------------------------------------------------------

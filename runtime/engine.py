@@ -63,6 +63,8 @@ class Engine:
     _sessions: dict[tuple[str, int | None], Session] = field(default_factory=dict)
     _opening: Lock = field(default_factory=Lock)
     interrupt: Callable[[], None] | None = None  # called before each pass, which it may prevent
+    release_vision: bool = False  # after each picture, where memory is dearer than loading it again
+    placement: dict[str, str] = field(default_factory=dict)  # stage -> provider, of stages used
 
     @classmethod
     def open(
@@ -89,18 +91,19 @@ class Engine:
             bundle, spec, count, chosen.chunk, chosen.pack_tokens, Trace(), cache, embeddings
         )
 
-    @property
-    def placement(self) -> dict[str, str]:
-        """Stage -> provider, of the stages that were loaded."""
-        return {stage: session.provider for (stage, _), session in self._sessions.items()}
-
     def new_trace(self) -> Trace:
         """For a request, to be put in place of `trace` while the request has the engine."""
         return Trace()
 
+    @property
+    def held_stages(self) -> set[str]:
+        """Those whose graphs are in memory."""
+        return {stage for stage, _ in self._sessions}
+
     def release(self, stage: str | None = None) -> None:
         """Frees the sessions of a stage, or of all; they are opened again when they are needed."""
-        self._sessions = {k: v for k, v in self._sessions.items() if stage and k[0] != stage}
+        with self._opening:  # `encode_image` may be at work on a thread of its own
+            self._sessions = {k: v for k, v in self._sessions.items() if stage and k[0] != stage}
 
     def encode_image(
         self, feeds: Mapping[str, NDArray[Any]], trace: Trace | None = None
@@ -111,6 +114,9 @@ class Engine:
         session = self._session("vision", trace=trace)
         with (trace or self.trace).span("vision", "cpu"):
             (tokens,) = session.run(dict(feeds))
+        if self.release_vision:
+            del session
+            self.release("vision")
         return np.ascontiguousarray(tokens.reshape(-1, self.spec.text.hidden), np.float32)
 
     def prefill(
@@ -391,4 +397,5 @@ class Engine:
                 with (trace or self.trace).span("load", "cpu"):
                     graph = self.bundle.graph(_TARGET, stage, part)
                     self._sessions[key] = open_session(self.bundle, graph, CPU, self.threads)
+                    self.placement[stage] = self._sessions[key].provider
             return self._sessions[key]

@@ -94,6 +94,15 @@ def test_the_same_policy_compiled_by_export_and_here(judge: Judge, picture: Path
     assert [r.conditions for r in here.rules] == [r.conditions for r in by_export.rules]
 
 
+def test_a_released_vision_graph_changes_nothing(judge: Judge, bundle: Path, picture: Path) -> None:
+    frugal = Judge.load(bundle, threads=1, release_vision=True, prefix_cache_bytes=0)
+    whole = judge.screen(picture)
+    for verdict in (frugal.screen(picture), *frugal.screen([picture, picture])):
+        assert verdict.rules == whole.rules
+        assert verdict.placement == {**whole.placement}
+        assert frugal.engine.held_stages == {"decoder", "verdict_head"}
+
+
 def test_one_by_one_as_a_list_and_twice(judge: Judge, picture: Path) -> None:
     other = Image.new("RGB", (30, 80), (200, 10, 10))
     policy = Policy.from_yaml(POLICY)

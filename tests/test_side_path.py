@@ -31,6 +31,7 @@ from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.recipe import recipe_named
 from edgejudge.export.side_path import Site, sites_of
 from edgejudge.export.store import WeightStore
+from edgejudge.fidelity import export_bundle
 
 torch.set_num_threads(1)
 NANO = Path(__file__).parent.parent / "models" / "nano"
@@ -189,3 +190,20 @@ def test_random_weights_carry_columns_too(tmp_path: Path, family: str) -> None:
         assert len(set(columns)) == len(columns) == site.limit >= 0.003 * site.width
         assert all(0 <= c < site.width for c in columns)
         assert all(plan.exact_columns(name) == columns for name in site.names)
+
+
+@pytest.mark.parametrize("kind", ["rotated", "massive"])
+def test_fast_passes_the_gate_with_outliers(trained: Checkpoint, tmp_path: Path, kind: str) -> None:
+    """Bundle and all; the report says what it would have been without exact columns."""
+    make = {
+        "rotated": lambda: outliers.rotated(trained),
+        "massive": lambda: outliers.massive(trained, 1000.0, range(0, 2)),
+    }
+    report = export_bundle(make[kind](), tmp_path / "out", "fast").fidelity
+    assert report is not None and report.decisions is not None and report.side is not None
+    assert report.decisions.flips <= 8 and report.decisions.probability_error_99 <= 0.05
+    assert report.decisions.accepted_flips is None
+    assert 0 < report.side.matrices < report.side.of and report.side.pictures > 0
+    assert report.side.error is not None and report.side.error_without is not None
+    if kind == "massive":
+        assert report.side.error_without > 3 * report.side.error

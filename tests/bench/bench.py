@@ -95,7 +95,13 @@ def questions(vocabulary: int, shared: int, seed: int) -> list[list[int]]:
 
 
 def run(
-    name: str, cache: Path, rounds: int, threads: int, only: list[str], optimum_cli: str
+    name: str,
+    cache: Path,
+    rounds: int,
+    pictures: int,
+    threads: int,
+    only: list[str],
+    optimum_cli: str,
 ) -> list[Process]:
     vocabulary = SHAPES[name]().text["vocab_size"]
     peers = [Process(e) for e in entrants(name, cache, threads, only, optimum_cli)]
@@ -122,6 +128,14 @@ def run(
                 peer.time(f"W2 {way}", prefix=prefix, questions=apart, **ask)
                 if way != "again":
                     peer.time(f"W2b {way}", prefix=other, questions=common, **ask)
+    if pictures:
+        library = [
+            (words(PREFIX, vocabulary, 10**6 + i), questions(vocabulary, SHARED, 10**6 + 100 * i))
+            for i in range(pictures)
+        ]
+        for peer in peers:  # each by the best way it knows
+            way = peer.ready.get("ways", ("",))[0]
+            peer.time("W3", do="library", pictures=library, way=way)
     for peer in peers:
         peer.peak = peer.ask(do="memory").get("peak_rss_mib", float("nan"))
     _errors(peers, name, cache, threads, words(128, vocabulary, 3))
@@ -172,13 +186,14 @@ def table(peers: list[Process]) -> None:
         row += [cell(peer.seconds.get("W4")), f"{peer.cold:.2f}", f"{peer.error:.3f}"]
         row += [f"{peer.peak:.0f}", f"{peer.mib:.0f}"]
         print(f"| {peer.name} | {' | '.join(row) if not peer.failure else peer.failure} |")
-    print("\n| engine | way | W2, s | W2b, s |\n|---|---|---|---|")
+    print("\n| engine | way | W2, s | W2b, s | W3, s |\n|---|---|---|---|---|")
     for peer in peers:
         for way in peer.ready.get("ways", ()):
             w2, w2b = (cell(peer.seconds.get(f"{w} {way}")) for w in ("W2", "W2b"))
-            print(f"| {peer.name} | {way} | {w2} | {w2b} |")
+            w3 = cell(peer.seconds.get("W3")) if way == peer.ready["ways"][0] else ""
+            print(f"| {peer.name} | {way} | {w2} | {w2b} | {w3} |")
         if peer.failure:
-            print(f"| {peer.name} | {peer.failure} | | |")
+            print(f"| {peer.name} | {peer.failure} | | | |")
 
 
 def main() -> None:
@@ -186,6 +201,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("build/bench"))
     parser.add_argument("--shape", action="append", choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pictures", type=int, default=64, help="of W3; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", action="append", default=[], help="names that begin so")
     parser.add_argument("--optimum-cli", default="optimum-cli", help="with optimum-intel beside it")
@@ -199,7 +215,13 @@ def main() -> None:
         print(f"\n{name}: prefix {PREFIX}, {RULES} questions of {LENGTH} tokens")
         print(f"(W2b: {SHARED} of them shared by all)")
         peers = run(
-            name, args.cache.resolve(), args.rounds, args.threads, args.only, args.optimum_cli
+            name,
+            args.cache.resolve(),
+            args.rounds,
+            args.pictures,
+            args.threads,
+            args.only,
+            args.optimum_cli,
         )
         table(peers)
         limits = {n: prefill_limit(SHAPES[name]().text, n, args.threads) for n in PREFILL}

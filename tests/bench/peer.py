@@ -49,6 +49,10 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         return _timed(lambda: peer.decode(request["tokens"]))
     if did == "text":
         return _timed(lambda: (peer.prefill(request["ids"]), peer.decode(request["tokens"])))
+    if did == "library":
+        return _timed(
+            lambda: [peer.rules(p, q, request["way"]) for p, q in request["pictures"]],
+        )
     if did == "rules":
         return _timed(lambda: peer.rules(request["prefix"], request["questions"], request["way"]))
     if did == "logits":
