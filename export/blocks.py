@@ -21,6 +21,7 @@ from edgejudge.export.weights import Source, matrix_shape, row_blocks
 __all__ = ["Columns", "Plan", "QuantizedRows"]
 
 _AHEAD = 16
+_WHOLE_TOKEN = 0
 Importance = Callable[[str], NDArray[np.float32] | None]  # weight name -> [K], where it is known
 Columns = Mapping[str, tuple[int, ...]]  # weight name -> columns that stay exact
 
@@ -66,6 +67,16 @@ class Plan:
     def integer(self, name: str) -> bool:
         """Whether a linear weight meets activations that are rounded, each token for itself."""
         return self.bits_of(name) == INTEGER_BITS
+
+    def rounding(self, name: str) -> int | None:
+        """How many activations in a row share a scale when they are rounded for this matrix: all of
+        a token, with integers, or as many as a block of weights; None is no rounding.
+        """
+        if self.bits_of(name) is None:
+            return None
+        if self.integer(name):
+            return _WHOLE_TOKEN
+        return self.recipe.block if self.recipe.rounds(self._kinds(name)) else None
 
     def exact_columns(self, name: str) -> tuple[int, ...]:
         """Of a matrix that meets rounded activations; there they are not rounded."""

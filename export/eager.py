@@ -89,8 +89,9 @@ class EagerOps:
                 f"{weight} rows {rows}", lambda: self._source.exact_rows(weight, rows)
             )
             return functional.linear(x, some, offset)
-        if self._source.rounds_tokens(weight):
-            x = _rounded(x, list(self._source.exact_columns(weight)))
+        run = self._source.rounding(weight)
+        if run is not None:
+            x = _rounded(x, run or x.shape[-1], list(self._source.exact_columns(weight)))
         shape = self._source.shape(weight)
         if shape[0] * shape[1] * self._dtype.itemsize > _BUDGET:
             # An LM head of 150,000 rows: never whole in memory.
@@ -188,13 +189,16 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
-def _rounded(x: Tensor, exact: list[int]) -> Tensor:
-    """Each token to the nearest of 255 levels that its largest value spans; some channels stay as
-    they are and do not count.
+def _rounded(x: Tensor, run: int, exact: list[int]) -> Tensor:
+    """Each run of a token's values to the nearest of 255 levels that its largest value spans; some
+    channels stay as they are and do not count.
     """
-    size = x.abs()
+    width = x.shape[-1]
+    padded = functional.pad(x, (0, -width % run))
+    size = padded.abs()
     size[..., exact] = 0
-    step = size.amax(-1, keepdim=True).clamp_min(LEAST_PEAK) / 127
-    rounded = torch.round(x / step) * step
+    step = size.unflatten(-1, (-1, run)).amax(-1).clamp_min(LEAST_PEAK) / 127
+    step = step.repeat_interleave(run, -1)
+    rounded = (torch.round(padded / step) * step)[..., :width]
     rounded[..., exact] = x[..., exact]
     return rounded

@@ -23,6 +23,7 @@ __all__ = ["OnnxOps"]
 
 _FLOAT_FILE = "weights.f32.bin"
 _INTEGER_FILE = "weights.i8.bin"
+_ROUNDED = 4  # accuracy_level of MatMulNBits: activations as int8, in blocks of one row
 
 
 class OnnxOps(OnnxGraph):
@@ -108,7 +109,7 @@ class OnnxOps(OnnxGraph):
             K=shape[1],
             bits=bits,
             block_size=recipe.block,
-            accuracy_level=recipe.accuracy_level,
+            accuracy_level=1 if self._plan.rounding(weight) is None else _ROUNDED,
         )
 
     def _store_quantized(

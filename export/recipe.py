@@ -34,7 +34,6 @@ Kinds = Callable[[str], str]  # weight name -> kind
 # Of weights that meet 8-bit activations: without VNNI, x86 adds two products in 16 bits, and those
 # of 7-bit weights are the largest that fit there.
 INTEGER_BITS = 7
-_ROUNDED_ROWS = 4  # accuracy_level of MatMulNBits: int8 activations, in blocks of one row
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -49,9 +48,9 @@ class Recipe:
     default_bits: int | None = None
     bits: dict[str, int] = field(default_factory=dict)
     block: int = 32  # weights along the inner axis that share a scale
-    # What MatMulNBits may round activations to: 1 keeps float32, 4 takes int8 blocks of one row, so
-    # that no number depends on what else is in the pass.
-    accuracy_level: int = 1
+    # Kinds whose activations are rounded to eight bits before they meet a block of weights, in
+    # blocks of the same length: no number depends on what else is in the pass.
+    rounded: tuple[str, ...] = ()
     search: bool = False  # of the best scale of each 4-bit block
     # Kinds that are multiplied in integers: weights in rows of one scale, activations rounded to
     # eight bits with one scale for each token, so that none depends on what else is in the pass.
@@ -78,6 +77,10 @@ class Recipe:
         """Whether weights of the kind meet rounded activations."""
         return any(_matches(kind, p) for p in self.integer)
 
+    def rounds(self, kind: str) -> bool:
+        """Whether activations are rounded for the kind's blocks."""
+        return any(_matches(kind, p) for p in self.rounded)
+
     def for_writing(self) -> "Recipe | None":
         """The recipe of what only text needs: the LM head, and the decoder for one token after
         another, where reading weights takes all the time and float activations would multiply it.
@@ -86,13 +89,13 @@ class Recipe:
         if self.default_bits is None:
             return None
         if self.writing_bits is None:
-            return replace(self, accuracy_level=_ROUNDED_ROWS)
+            return replace(self, rounded=("*",))
         return replace(
             self,
             default_bits=self.writing_bits,
             bits={"head": 8},
             block=self.writing_block,
-            accuracy_level=_ROUNDED_ROWS,
+            rounded=("*",),
             integer=(),
             search=True,
         )
@@ -135,7 +138,7 @@ def recipe_named(name: str) -> Recipe:
         "default_bits": None,
         "bits": {},
         "block": 32,
-        "accuracy_level": 1,
+        "rounded": [],
         "search": False,
         "integer": [],
         "smooth": False,

@@ -28,8 +28,10 @@ class Weights(Protocol):
     def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """That matrix as runs of its rows, in order."""
 
-    def rounds_tokens(self, name: str) -> bool:
-        """Whether what meets this matrix is rounded to eight bits first, each token for itself."""
+    def rounding(self, name: str) -> int | None:
+        """How many values of a token share a scale where what meets this matrix is rounded to eight
+        bits first; 0 is all of them, None is no rounding.
+        """
 
     def exact_columns(self, name: str) -> tuple[int, ...]:
         """Channels that are not rounded there, and do not count for the others' scale."""
@@ -52,8 +54,8 @@ class Exact:
     def shape(self, name: str) -> tuple[int, int]:
         return matrix_shape(self._source, name)
 
-    def rounds_tokens(self, name: str) -> bool:
-        return False
+    def rounding(self, name: str) -> int | None:
+        return None
 
     def exact_columns(self, name: str) -> tuple[int, ...]:
         return ()
@@ -79,8 +81,8 @@ class Stored(Exact):
             values[:, columns] = block.exact
             yield values
 
-    def rounds_tokens(self, name: str) -> bool:
-        return self._plan.integer(name)
+    def rounding(self, name: str) -> int | None:
+        return self._plan.rounding(name)
 
     def exact_columns(self, name: str) -> tuple[int, ...]:
         return self._plan.exact_columns(name)

@@ -223,9 +223,7 @@ class Engine:
         return self.label_logits(self._ends(prompts, 0, packed))
 
     def full_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Hidden states [B, D] before the final norm -> logits [B, vocabulary]; loads the LM
-        head.
-        """
+        """Hidden states [B, D] before the final norm -> logits [B, vocabulary]."""
         return self._logits("lm_head", hidden)
 
     def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ import tiny_qwen
 from edgejudge.bundle import Bundle, Manifest
 from edgejudge.export import Reference, Stored, export, open_checkpoint, prepared
 from edgejudge.export.blocks import Plan
+from edgejudge.export.eager import EagerOps
 from edgejudge.export.ledger import Ledger
 from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.recipe import recipe_named
@@ -130,8 +131,8 @@ def test_the_reference_rounds_what_the_graph_rounds(
     assert error(Stored(changed.weights, plan)) < 1e-3
 
     class Unrounded(Stored):
-        def rounds_tokens(self, name: str) -> bool:
-            return False
+        def rounding(self, name: str) -> int | None:
+            return None
 
     assert error(Unrounded(changed.weights, plan)) > 5e-3
 
@@ -142,3 +143,33 @@ def test_a_trained_judge_passes_the_gate(tmp_path: Path) -> None:
     assert report is not None and report.decisions is not None
     assert report.decisions.flips <= 8 and report.decisions.probability_error_99 <= 0.05
     assert report.hidden_error < 0.02, "four bits move it by more"
+
+
+@pytest.mark.parametrize("kind,bits", [("vision", 8), ("decoder.middle.up_proj", 4)])
+def test_a_layer_in_blocks_rounds_what_the_reference_rounds(
+    tmp_path: Path, kind: str, bits: int
+) -> None:
+    """Each block of a token's activations has a scale of its own, whatever the neighbours."""
+    rng = np.random.default_rng(2)
+    name, matrix = "layers.0.up_proj.weight", rng.standard_normal((40, 80)).astype(np.float32)
+    writing = recipe_named("balanced").for_writing()
+    assert writing is not None
+    plan = Plan(writing, lambda _: kind)
+    assert (plan.bits_of(name), plan.rounding(name)) == (bits, 32)
+    source = tiny.Held({name: matrix})
+    with WeightStore(tmp_path) as store:
+        ops = OnnxOps("one", source, plan, store, Ledger(lambda _: kind))
+        x = ops.input("x", "float32", 1, "s", 80)
+        ops.output(ops.linear(x, name), "y", "float32", 1, "s", 40)
+    (tmp_path / "one.onnx").write_bytes(ops.model())
+    session = ort.InferenceSession(str(tmp_path / "one.onnx"), providers=["CPUExecutionProvider"])
+    values = rng.standard_normal((1, 30, 80)).astype(np.float32)
+    values[0, :, 40] *= 50  # takes the levels of its block, and of no other
+    (found,) = session.run(None, {"x": values})
+    eager = EagerOps(Stored(source, plan), torch.float64)
+    expected = eager.linear(torch.from_numpy(values).double(), name).numpy()
+    plain = values.astype(np.float64) @ eager.plain(name).numpy().T
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    assert np.abs(plain - expected).max() > 10 * np.abs(found - expected).max()
+    (alone,) = session.run(None, {"x": values[:, 7:8]})
+    assert np.abs(alone - found[:, 7:8]).max() < 1e-4
