@@ -47,7 +47,7 @@ __all__ = ["export_bundle", "exporting_tools", "graph_error"]
 
 _AT_ONCE = 8  # pictures that pass the reference's layers together
 _APART = 4  # pictures whose questions are asked one by one too
-_BLAMED = 4  # pictures on which a refused bundle's groups are tried one by one
+_SELECTED = 4  # pictures that advice on a bundle, and its comparisons, are drawn from
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of it that is done
 
@@ -250,7 +250,7 @@ class _Gate:
         if not self._plan.recipe.side_gain:
             return None
         self._progress("measuring what exact columns are worth", 0.0)
-        return side_record(self._checkpoint, self._prepared, self._plan, pictures[:_BLAMED])
+        return side_record(self._checkpoint, self._prepared, self._plan, pictures[:_SELECTED])
 
     def _prompt_tokens(self, picture: "CalibrationPicture") -> int:
         seen = preprocess(picture.rgb, self._checkpoint.image)
@@ -301,7 +301,7 @@ class _Gate:
 
         checkpoint = self._checkpoint
         rows, spec, image = checkpoint.labels.token_ids, checkpoint.spec, checkpoint.tokens.image
-        asked = asked_of(checkpoint, pictures[:_BLAMED])
+        asked = asked_of(checkpoint, pictures[:_SELECTED])
 
         def answers(weights: "Weights") -> NDArray[np.float64]:
             logits = Reference(spec, weights, image).ask(asked, rows)

@@ -40,7 +40,7 @@ class Site:
     names: list[str]
     width: int
     sizes: list[NDArray[np.float32]] = field(default_factory=list)  # [T, limit + 1], falling
-    channels: list[NDArray[np.int64]] = field(default_factory=list)  # the same, whose they are
+    channels: list[NDArray[np.int32]] = field(default_factory=list)  # the same, whose they are
 
     @property
     def limit(self) -> int:
@@ -54,7 +54,7 @@ class Site:
         rest = rows.scatter(-1, top.indices, 0.0).square().sum(-1)
         usual = (rest / max(1, self.width - self.limit - 1)).sqrt()
         self.sizes.append((top.values / usual.clamp_min(1e-12)[:, None]).numpy())
-        self.channels.append(top.indices.numpy())
+        self.channels.append(top.indices.numpy().astype(np.int32))
 
     def ranked(self) -> list[int]:
         """Channels that were among the largest, those that tower most first."""
