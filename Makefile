@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate lint types clean bench bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
+.PHONY: help demo test test-gate lint types clean bench bench-prefill bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ $(VENV)-bench/.stamp: pyproject.toml  # llama.cpp is compiled here, for this pro
 bench: $(VENV)-bench/.stamp $(VENV)-openvino/.stamp  ## our speed beside that of other engines (BENCH_ARGS="--shape NAME --rounds N", BENCH_JSON=FILE); hours, 30 GB
 	$(VENV)-bench/bin/python tests/bench/bench.py --cache build/bench \
 		--optimum-cli $(VENV)-openvino/bin/optimum-cli $(BENCH_ARGS)
+
+bench-prefill: $(VENV)/.runtime  ## where a prompt's time goes, operator by operator (BUNDLE=...)
+	$(BIN)/python tests/bench/prefill.py $(BUNDLE)
 
 bench-side: $(VENV)/.test  ## how many exact columns outliers need that were put into a judge
 	$(BIN)/python tests/bench/side.py $(CHECKPOINTS)

@@ -197,8 +197,8 @@ def _rounded(x: Tensor, run: int, exact: list[int]) -> Tensor:
     padded = functional.pad(x, (0, -width % run))
     size = padded.abs()
     size[..., exact] = 0
-    step = size.unflatten(-1, (-1, run)).amax(-1).clamp_min(LEAST_PEAK) / 127
-    step = step.repeat_interleave(run, -1)
-    rounded = (torch.round(padded / step) * step)[..., :width]
+    peaks = size.reshape(*size.shape[:-1], -1, run).amax(-1).clamp_min(LEAST_PEAK)
+    step = (peaks / 127).repeat_interleave(run, -1)
+    rounded: Tensor = (torch.round(padded / step) * step)[..., :width]
     rounded[..., exact] = x[..., exact]
     return rounded
