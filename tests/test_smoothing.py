@@ -22,6 +22,7 @@ from edgejudge.export import (
 )
 from edgejudge.export.smoothing import Scaled, joints, smoothed
 from edgejudge.models.image import canary_image
+from outliers import scaled_channels
 
 torch.set_num_threads(1)
 FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
@@ -42,25 +43,6 @@ def logits(opened: Checkpoint, weights: Any) -> np.ndarray:
     asked = asked_of(opened, [CalibrationPicture("drawn", canary_image(50, 70), TEXTS)])
     reference = Reference(opened.spec, weights, opened.tokens.image, torch.float64)
     return reference.ask(asked, opened.labels.token_ids)[0]
-
-
-def injected(opened: Checkpoint, factor: float) -> Checkpoint:
-    """Two channels of every place that smoothing can reach, made so much larger and used so much
-    smaller: the same function.
-    """
-    rows: dict[str, np.ndarray] = {}
-    columns: dict[str, np.ndarray] = {}
-    rng = np.random.default_rng(0)
-    for joint in joints(opened.family, opened.spec, opened.weights):
-        factors = np.ones(joint.last - joint.first, np.float32)
-        factors[rng.integers(0, len(factors), 2)] = factor
-        for user in joint.users:
-            columns[user] = 1 / joint.to_columns(factors)
-        for made in (joint.maker, joint.bias):
-            if made is not None:
-                whole = rows.setdefault(made, np.ones(opened.weights.shape(made)[0], np.float32))
-                whole[joint.first : joint.last] *= factors
-    return replace(opened, weights=Scaled(opened.weights, rows, columns))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -96,7 +78,7 @@ def test_every_place_of_the_forward_pass_is_found(
 def test_the_function_stays_the_same(checkpoints: dict[str, Checkpoint], family: str) -> None:
     opened = checkpoints[family]
     before = logits(opened, Exact(opened.weights))
-    for changed in (smoothed(opened), injected(opened, 128.0)):
+    for changed in (smoothed(opened), scaled_channels(opened, 128.0)):
         assert np.abs(logits(opened, Exact(changed.weights)) - before).max() < 1e-5
         assert any(
             (changed.weights(n) != opened.weights(n)).any()
@@ -108,7 +90,7 @@ def test_the_function_stays_the_same(checkpoints: dict[str, Checkpoint], family:
 def test_outlier_channels_are_undone(checkpoints: dict[str, Checkpoint], family: str) -> None:
     """With the outliers `fast` is as good as without them; without smoothing it is not."""
     opened = checkpoints[family]
-    hard = injected(opened, 128.0)
+    hard = scaled_channels(opened, 128.0)
     truth = logits(opened, Exact(opened.weights))
 
     def error(changed: Checkpoint) -> float:
