@@ -64,7 +64,7 @@ def _kernels(k: int, n: int) -> dict[str, tuple[str, list, int]]:
         "MatMul float32": ("float32", [node("MatMul", ["x", "w"])], 0)
     }
     for bits in (4, 8):
-        for block in (32, 128):
+        for block in (32, 64, 128, 256):
             for level in (1, 4):
                 nodes = [
                     node(
