@@ -47,17 +47,17 @@ def side_record(
     prepared: "Source",
     plan: "Plan",
     pictures: "Sequence[CalibrationPicture]",
+    matrices: int,
 ) -> SideRecord:
     """What exact columns are worth. `prepared` are the checkpoint's weights as the plan quantized
-    them.
+    them, `matrices` how many of them meet integers.
     """
     from edgejudge.export import Exact, Reference, Stored, asked_of
 
-    spec, names = checkpoint.spec, [n for n, _ in checkpoint.family.weight_names(checkpoint.spec)]
-    matrices = [n for n in names if plan.integer(n) and len(prepared.shape(n)) > 1]
-    kept = sum(bool(plan.exact_columns(n)) for n in matrices)
+    spec = checkpoint.spec
+    kept = sum(bool(plan.exact_columns(n)) for n, _ in checkpoint.family.weight_names(spec))
     if checkpoint.random_weights or not kept:
-        return SideRecord(kept, len(matrices), 0, None, None)
+        return SideRecord(kept, matrices, 0, None, None)
     asked = asked_of(checkpoint, pictures)
 
     def answers(weights: "Weights") -> NDArray[np.float64]:
@@ -70,4 +70,4 @@ def side_record(
         found = answers(Stored(prepared, chosen))
         return round(float(np.sqrt(np.square(found - truth).mean())), 4)
 
-    return SideRecord(kept, len(matrices), len(asked), error(plan), error(plan.with_exact({})))
+    return SideRecord(kept, matrices, len(asked), error(plan), error(plan.with_exact({})))

@@ -171,7 +171,6 @@ class _Gate:
         self._prepared, self._plan = prepared, plan
         self._engine = Engine.open(bundle)
         self._apart: list[float] = []  # by picture, how far packing moved a probability
-        self._written: list[NDArray[np.float64]] = []  # by picture, probabilities of text's graphs
 
     def measure(self, accepted: float | None) -> FidelityRecord:
         self._progress("comparing the graphs with golden vectors", 0.0)
@@ -231,7 +230,7 @@ class _Gate:
             # One of the two at a time: neither fits the memory beside the other for a large model.
             reference.release()
             self._progress("computing decisions by the bundle", first / len(pictures))
-            for picture, truth, ends in zip(some, truths, self._ends(some), strict=True):
+            for picture, truth, (ends, found) in zip(some, truths, self._ends(some), strict=True):
                 error += float(np.square(ends - truth.ends).sum())
                 square += float(np.square(truth.ends).sum())
                 masses += truth.masses.tolist()
@@ -240,8 +239,7 @@ class _Gate:
                 limits = np.array([thresholds.get(text, 0.5) for text in picture.conditions])
                 probabilities = self._engine.label_probabilities(logits)
                 tally.add(picture.image, asking, probabilities, truth.probabilities, limits)
-                if self._written:
-                    found = self._written.pop(0)
+                if found is not None:
                     written.add(picture.image, asking, found, truth.probabilities, limits)
             self._engine.release()
         return tally, written, masses, math.sqrt(error / (square or 1.0))
@@ -250,7 +248,10 @@ class _Gate:
         if not self._plan.recipe.side_gain:
             return None
         self._progress("measuring what exact columns are worth", 0.0)
-        return side_record(self._checkpoint, self._prepared, self._plan, pictures[:_SELECTED])
+        records = self._bundle.manifest.quantization
+        matrices = sum(q.tensors for q in records if q.scheme == "symmetric rows")
+        some = pictures[:_SELECTED]
+        return side_record(self._checkpoint, self._prepared, self._plan, some, matrices)
 
     def _prompt_tokens(self, picture: "CalibrationPicture") -> int:
         seen = preprocess(picture.rgb, self._checkpoint.image)
@@ -270,8 +271,12 @@ class _Gate:
             truths.append(_Truth(ends.double().numpy(), probabilities, mass))
         return truths
 
-    def _ends(self, pictures: "Sequence[CalibrationPicture]") -> list[NDArray[np.float32]]:
-        """Hidden states [B, D] of the bundle, from pictures and prompts made as it says itself."""
+    def _ends(
+        self, pictures: "Sequence[CalibrationPicture]"
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float64] | None]]:
+        """Hidden states [B, D] of the bundle, from pictures and prompts made as it says itself; and
+        of some pictures the probabilities [B] that the graphs for text give.
+        """
         engine, prompts = self._engine, Prompts.of(self._bundle)
         spec = image_spec(self._bundle.manifest.preprocessing)
         encoded = []
@@ -284,15 +289,15 @@ class _Gate:
             ids, positions = prompts.prefix_ids(rows, cols), prompts.prefix_positions(rows, cols)
             branches = [prompts.branch_ids(text) for text in picture.conditions]
             prefix = engine.prefill(ids, visual, positions)
-            ends = engine.ends(prefix, branches)
+            ends, written = engine.ends(prefix, branches), None
             if len(self._apart) < _APART:
                 alone = engine.ends(prefix, branches, packed=False)
                 asked = [engine.label_probabilities(engine.label_logits(e)) for e in (ends, alone)]
                 self._apart.append(float(np.abs(asked[0] - asked[1]).max()))
-                if engine.bundle.has("cpu", "writer") and not self._bundle.manifest.random_weights:
-                    written = engine.label_logits(written_ends(engine, prefix, branches))
-                    self._written.append(engine.label_probabilities(written))
-            found.append(ends)
+                if self._bundle.has("cpu", "writer") and not self._bundle.manifest.random_weights:
+                    logits = engine.label_logits(written_ends(engine, prefix, branches))
+                    written = engine.label_probabilities(logits)
+            found.append((ends, written))
         return found
 
     def _blame(self, pictures: "Sequence[CalibrationPicture]") -> str:

@@ -87,9 +87,8 @@ class Engine:
         )
         cache = KvCache(spec.text.layers, kv.kv_heads, kv.head_dim, kv.length_buckets)
         count = chosen.threads if threads is None else threads
-        return cls(
-            bundle, spec, count, chosen.chunk, chosen.pack_tokens, Trace(), cache, embeddings
-        )
+        sizes = (count, chosen.chunk, chosen.pack_tokens)
+        return cls(bundle, spec, *sizes, Trace(), cache, embeddings)
 
     def new_trace(self) -> Trace:
         """For a request, to be put in place of `trace` while the request has the engine."""
@@ -142,35 +141,37 @@ class Engine:
         after: Prefix | None = None,
     ) -> tuple[Prefix, NDArray[np.float32]]:
         """As `prefill`, with the last token's hidden state [D] before the final norm."""
-        self._load_decoder()
-        begin, position = self._rewind(after)
-        if positions is None:
-            positions = position + np.arange(len(ids), dtype=np.int64)
-        self._check_fit(len(ids), int(positions.max(initial=0)))
-        with self.trace.span("prefill", "cpu", tokens=len(ids)):
-            hidden = self._embed(np.asarray(ids, np.int64), visual)
-            for part in even_parts(len(ids), self.chunk):
-                some = hidden[part]
-                bias, last = causal(len(some), self._cache.cursor), np.array([len(some) - 1])
-                flow = self._decode(some, positions[..., part], bias, last)
-                self._cache.advance(len(some))
-        return self._hold(begin + len(ids), int(positions.max()) + 1), flow[-1]
+        return self._extend("decoder", "prefill", ids, visual, positions, after)
 
     def step(self, token: int, after: Prefix) -> tuple[Prefix, NDArray[np.float32]]:
         """As `append`, for a token that was just written, by the graphs made for writing; they are
         loaded with the first one.
         """
         stage = "writer" if self.bundle.has(_TARGET, "writer") else "decoder"
+        return self._extend(stage, "write", [token], None, None, after)
+
+    def _extend(
+        self,
+        stage: str,
+        span: str,
+        ids: Sequence[int],
+        visual: NDArray[np.float32] | None,
+        positions: NDArray[np.int64] | None,
+        after: Prefix | None,
+    ) -> tuple[Prefix, NDArray[np.float32]]:
         self._load_decoder(stage)
         begin, position = self._rewind(after)
-        self._check_fit(1, position)
-        with self.trace.span("write", "cpu"):
-            hidden = self._embed(np.array([token], np.int64), None)
-            bias = causal(1, self._cache.cursor)
-            where = np.array([position], np.int64)
-            flow = self._decode(hidden, where, bias, np.array([0]), stage)
-            self._cache.advance(1)
-        return self._hold(begin + 1, position + 1), flow[-1]
+        if positions is None:
+            positions = position + np.arange(len(ids), dtype=np.int64)
+        self._check_fit(len(ids), int(positions.max(initial=0)))
+        with self.trace.span(span, "cpu", tokens=len(ids)):
+            hidden = self._embed(np.asarray(ids, np.int64), visual)
+            for part in even_parts(len(ids), self.chunk):
+                some = hidden[part]
+                bias, last = causal(len(some), self._cache.cursor), np.array([len(some) - 1])
+                flow = self._decode(some, positions[..., part], bias, last, stage)
+                self._cache.advance(len(some))
+        return self._hold(begin + len(ids), int(positions.max()) + 1), flow[-1]
 
     def holds(self, prefix: Prefix) -> bool:
         """Whether the prefix still lies in the cache."""

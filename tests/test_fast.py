@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 
@@ -16,12 +15,10 @@ from edgejudge.bundle import Bundle, Manifest
 from edgejudge.export import Reference, Stored, export, open_checkpoint, prepared
 from edgejudge.export.blocks import Plan
 from edgejudge.export.eager import EagerOps
-from edgejudge.export.ledger import Ledger
-from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.recipe import recipe_named
-from edgejudge.export.store import WeightStore
 from edgejudge.fidelity import export_bundle, graph_error
 from edgejudge.runtime import Engine
+from one_layer import NAME, run_layer
 
 torch.set_num_threads(1)
 FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
@@ -30,20 +27,7 @@ NANO = Path(__file__).parent.parent / "models" / "nano"
 
 def linear(folder: Path, matrix: np.ndarray, bias: np.ndarray | None = None) -> Any:
     """One layer of the recipe `fast` as a function of x [1, S, K]."""
-    held = {"layers.0.up_proj.weight": matrix}
-    if bias is not None:
-        held["layers.0.up_proj.bias"] = bias
-    plan = Plan(recipe_named("fast"), lambda _: "decoder.first.up_proj")
-    with WeightStore(folder, lambda _: None) as store:
-        ops = OnnxOps("one", tiny.Held(held), plan, store, Ledger(lambda _: "decoder"))
-        x = ops.input("x", "float32", 1, "s", matrix.shape[1])
-        y = ops.linear(
-            x, "layers.0.up_proj.weight", None if bias is None else "layers.0.up_proj.bias"
-        )
-        ops.output(y, "y", "float32", 1, "s", matrix.shape[0])
-    (folder / "one.onnx").write_bytes(ops.model())
-    session = ort.InferenceSession(str(folder / "one.onnx"), providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {"x": x.astype(np.float32)})[0]
+    return run_layer(folder, matrix, Plan(recipe_named("fast"), lambda _: "decoder.first"), bias)
 
 
 def expected(x: np.ndarray, matrix: np.ndarray, bias: np.ndarray | float = 0.0) -> np.ndarray:
@@ -151,25 +135,18 @@ def test_a_layer_in_blocks_rounds_what_the_reference_rounds(
 ) -> None:
     """Each block of a token's activations has a scale of its own, whatever the neighbours."""
     rng = np.random.default_rng(2)
-    name, matrix = "layers.0.up_proj.weight", rng.standard_normal((40, 80)).astype(np.float32)
+    matrix = rng.standard_normal((40, 80)).astype(np.float32)
     writing = recipe_named("balanced").for_writing()
     assert writing is not None
     plan = Plan(writing, lambda _: kind)
-    assert (plan.bits_of(name), plan.rounding(name)) == (bits, 32)
-    source = tiny.Held({name: matrix})
-    with WeightStore(tmp_path) as store:
-        ops = OnnxOps("one", source, plan, store, Ledger(lambda _: kind))
-        x = ops.input("x", "float32", 1, "s", 80)
-        ops.output(ops.linear(x, name), "y", "float32", 1, "s", 40)
-    (tmp_path / "one.onnx").write_bytes(ops.model())
-    session = ort.InferenceSession(str(tmp_path / "one.onnx"), providers=["CPUExecutionProvider"])
+    assert (plan.bits_of(NAME), plan.rounding(NAME)) == (bits, 32)
+    run = run_layer(tmp_path, matrix, plan)
     values = rng.standard_normal((1, 30, 80)).astype(np.float32)
     values[0, :, 40] *= 50  # takes the levels of its block, and of no other
-    (found,) = session.run(None, {"x": values})
-    eager = EagerOps(Stored(source, plan), torch.float64)
-    expected = eager.linear(torch.from_numpy(values).double(), name).numpy()
-    plain = values.astype(np.float64) @ eager.plain(name).numpy().T
+    found = run(values)
+    eager = EagerOps(Stored(tiny.Held({NAME: matrix}), plan), torch.float64)
+    expected = eager.linear(torch.from_numpy(values).double(), NAME).numpy()
+    plain = values.astype(np.float64) @ eager.plain(NAME).numpy().T
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
     assert np.abs(plain - expected).max() > 10 * np.abs(found - expected).max()
-    (alone,) = session.run(None, {"x": values[:, 7:8]})
-    assert np.abs(alone - found[:, 7:8]).max() < 1e-4
+    assert np.abs(run(values[:, 7:8]) - found[:, 7:8]).max() < 1e-4

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,12 +25,10 @@ from edgejudge.export import (
     open_checkpoint,
     prepared,
 )
-from edgejudge.export.ledger import Ledger
-from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.recipe import recipe_named
 from edgejudge.export.side_path import Site, sites_of
-from edgejudge.export.store import WeightStore
 from edgejudge.fidelity import export_bundle
+from one_layer import NAME, run_layer
 
 torch.set_num_threads(1)
 NANO = Path(__file__).parent.parent / "models" / "nano"
@@ -40,18 +37,11 @@ FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
 
 def plan_with(columns: tuple[int, ...]) -> Plan:
     plan = Plan(recipe_named("fast"), lambda _: "decoder.first.up_proj")
-    return plan.with_exact({"w.up_proj.weight": columns})
+    return plan.with_exact({NAME: columns})
 
 
 def layer(folder: Path, matrix: np.ndarray, columns: tuple[int, ...]) -> Any:
-    source = tiny.Held({"w.up_proj.weight": matrix})
-    with WeightStore(folder) as store:
-        ops = OnnxOps("one", source, plan_with(columns), store, Ledger(lambda _: "decoder"))
-        x = ops.input("x", "float32", 1, "s", matrix.shape[1])
-        ops.output(ops.linear(x, "w.up_proj.weight"), "y", "float32", 1, "s", matrix.shape[0])
-    (folder / "one.onnx").write_bytes(ops.model())
-    session = ort.InferenceSession(str(folder / "one.onnx"), providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {"x": x.astype(np.float32)})[0]
+    return run_layer(folder, matrix, plan_with(columns))
 
 
 def test_a_layer_is_what_it_says(tmp_path: Path) -> None:
@@ -80,10 +70,10 @@ def test_a_layer_is_what_it_says(tmp_path: Path) -> None:
 def test_the_reference_keeps_the_same_columns() -> None:
     rng = np.random.default_rng(1)
     matrix = rng.standard_normal((8, 32)).astype(np.float32)
-    stored = Stored(tiny.Held({"w.up_proj.weight": matrix}), plan_with((3, 4)))
-    (rows,) = stored.blocks("w.up_proj.weight")
+    stored = Stored(tiny.Held({NAME: matrix}), plan_with((3, 4)))
+    (rows,) = stored.blocks(NAME)
     assert (rows[:, 3:5] == matrix[:, 3:5]).all() and (rows[:, :3] != matrix[:, :3]).any()
-    assert stored.exact_columns("w.up_proj.weight") == (3, 4)
+    assert stored.exact_columns(NAME) == (3, 4)
 
 
 # --- choosing ------------------------------------------------------------------------------------

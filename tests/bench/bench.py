@@ -158,6 +158,8 @@ def _errors(peers: list[Process], name: str, cache: Path, threads: int, ids: lis
             if "batch" in peer.name or peer.failure:
                 continue
             peer.ask(do="logits", ids=ids, file=file)
+            if peer.failure:  # the file is another's
+                continue
             found = np.load(file).astype(np.float64)[: len(wanted)]
             peer.error = float(np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)))
 

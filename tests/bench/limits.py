@@ -35,22 +35,22 @@ def bandwidth(threads: int) -> float:
     return best / 1e9
 
 
-def _weights(kind: str, k: int, n: int, block: int) -> tuple[list[onnx.TensorProto], list[str]]:
+def _weights(kind: str, k: int, n: int, block: int) -> list[onnx.TensorProto]:
     rng = np.random.default_rng(0)
 
     def held(name: str, values: np.ndarray) -> onnx.TensorProto:
         return numpy_helper.from_array(values, name)
 
     if kind == "float32":
-        return [held("w", rng.standard_normal((k, n), np.float32))], ["w"]
+        return [held("w", rng.standard_normal((k, n), np.float32))]
     if kind in ("int8", "uint8"):
         low, high, dtype = (-63, 64, np.int8) if kind == "int8" else (65, 192, np.uint8)
         values = rng.integers(low, high, (k, n)).astype(dtype)
-        return [held("w", values), held("s", np.full(n, 1e-2, np.float32))], ["w", "s"]
+        return [held("w", values), held("s", np.full(n, 1e-2, np.float32))]
     bits = int(kind)
     levels = rng.integers(0, 256, (n, k // block, block * bits // 8), dtype=np.uint8)
     scales = np.full(n * (k // block), 1e-2, np.float32)
-    return [held("w", levels), held("s", scales)], ["w", "s"]
+    return [held("w", levels), held("s", scales)]
 
 
 def _kernels(k: int, n: int) -> dict[str, tuple[str, list, int]]:
@@ -104,7 +104,7 @@ _MICROSOFT = {"MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
 def session(
     kind: str, nodes: list, block: int, k: int, n: int, threads: int
 ) -> ort.InferenceSession:
-    held, _ = _weights(kind, k, n, block)
+    held = _weights(kind, k, n, block)
     for name, value in (
         ("z8", np.int8(0)),
         ("z128", np.uint8(128)),
@@ -161,7 +161,7 @@ def _best(made: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> float:
 
 def matrix_seconds(tokens: int, k: int, n: int, threads: int) -> float:
     """One integer matrix with its scales, activations rounded already."""
-    held, _ = _weights("int8", k, n, 0)
+    held = _weights("int8", k, n, 0)
     held += [numpy_helper.from_array(np.float32(1), "one")]
     held += [numpy_helper.from_array(np.uint8(128), "z128")]
     inputs = ["x", "w", "one", "s", "z128"]

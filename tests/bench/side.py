@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from edgejudge.export import (  # noqa: E402
     read_calibration,
     split_pictures,
 )
-from edgejudge.export.side_path import side_columns, sites_of  # noqa: E402
+from edgejudge.export.side_path import Site, side_columns, sites_of  # noqa: E402
 
 GAINS = (1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0, float("inf"))
 
@@ -42,13 +43,13 @@ def answers(opened: Checkpoint, weights: Any, count: int) -> np.ndarray:
     return np.concatenate(reference.ask(asked_of(opened, pictures), opened.labels.token_ids))
 
 
-def shares(opened: Checkpoint, plan: Plan, names: list[str]) -> tuple[float, float]:
-    """Of matrices that have exact columns, and of the columns of those."""
-    kept = [n for n in names if plan.exact_columns(n)]
+def shares(plan: Plan, sites: Sequence[Site]) -> tuple[float, float]:
+    """Of inputs that have exact columns, and of the columns of those."""
+    kept = [site for site in sites if plan.exact_columns(site.names[0])]
     if not kept:
         return 0.0, 0.0
-    columns = sum(len(plan.exact_columns(n)) for n in kept)
-    return len(kept) / len(names), columns / sum(opened.weights.shape(n)[-1] for n in kept)
+    columns = sum(len(plan.exact_columns(site.names[0])) for site in kept)
+    return len(kept) / len(sites), columns / sum(site.width for site in kept)
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(2)
-    print("| judge | outliers | gain at least | matrices | their columns | rms error |")
+    print("| judge | outliers | gain at least | inputs | their columns | rms error |")
     print("|---|---|---|---|---|---|")
     for folder in args.checkpoints:
         opened = open_checkpoint(folder)
@@ -79,7 +80,7 @@ def main() -> None:
                 plan = plan.with_exact(side_columns(changed, sites, gain))
                 found = answers(changed, Stored(changed.weights, plan), args.pictures)
                 error = float(np.sqrt(np.square(found - truth).mean()))
-                some, columns = shares(changed, plan, names)
+                some, columns = shares(plan, sites)
                 print(
                     f"| {folder.name} | {kind} | {gain:g} | {some:.0%} | {columns:.1%} "
                     f"| {error:.4f} |",
