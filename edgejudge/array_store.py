@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 __all__ = ["ArrayStore", "key_of"]
 
 _SUFFIX = ".kv"
-_VERSION = 2
+_VERSION = 3
+_TYPES = {"float32": "<f4", "int8": "|i1"}
 
 
 def key_of(parts: Iterable[bytes | memoryview]) -> str:
@@ -32,7 +34,9 @@ def key_of(parts: Iterable[bytes | memoryview]) -> str:
 
 
 class ArrayStore:
-    """Float32 arrays with one number each. Several threads and processes may share the folder."""
+    """Arrays of float32 or int8 with one number each. Several threads and processes may share the
+    folder.
+    """
 
     def __init__(self, folder: Path, budget: int = 1 << 30) -> None:
         """At most `budget` bytes; the folder is made by the first entry."""
@@ -43,7 +47,7 @@ class ArrayStore:
     def __contains__(self, key: str) -> bool:
         return self._file(key).exists()
 
-    def get(self, key: str) -> tuple[NDArray[np.float32], int] | None:
+    def get(self, key: str) -> tuple[NDArray[Any], int] | None:
         """What an entry holds, read-only, if it holds just that; a damaged one is removed."""
         file = self._file(key)
         try:
@@ -54,7 +58,7 @@ class ArrayStore:
             head, _, body = data.partition(b"\n")
             header = json.loads(head)
             shape = tuple(int(n) for n in header["shape"])
-            values = np.frombuffer(body, "<f4").reshape(shape)
+            values = np.frombuffer(body, _TYPES[header["dtype"]]).reshape(shape)
             whole = (
                 header["version"] == _VERSION
                 and header["key"] == key
@@ -69,14 +73,16 @@ class ArrayStore:
         os.utime(file)  # the order in which entries go
         return values, number
 
-    def put(self, key: str, values: NDArray[np.float32], number: int = 0) -> None:
+    def put(self, key: str, values: NDArray[Any], number: int = 0) -> None:
         """Keeps it where it fits the budget; a disk that refuses it is no error."""
         if values.nbytes > self.budget:
             return
-        body = np.ascontiguousarray(values, "<f4").tobytes()
+        dtype = values.dtype.name
+        body = np.ascontiguousarray(values, _TYPES[dtype]).tobytes()
         header: dict[str, object] = {
             "version": _VERSION,
             "key": key,
+            "dtype": dtype,
             "shape": list(values.shape),
             "number": number,
         }

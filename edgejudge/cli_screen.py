@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
+from edgejudge.arguments import positive, size
 from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +56,21 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         action="store_true",
         help="judge with a bundle of random weights, whose verdicts mean nothing",
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument(
+        "--memory-budget",
+        type=size,
+        metavar="SIZE",
+        help="memory for the whole process, like 512MiB; a judge that would not fit is read from "
+        "disk a few layers at a time",
+    )
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="pictures that pass each slice of such a judge together (default: 8)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
     parser.add_argument(
         "--out",
@@ -63,12 +78,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="also write JSON lines here as they come; a file with content is refused",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
-    return int(text)
 
 
 def find_files(path: str) -> Iterator[str]:
@@ -119,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         verify=args.verify,
         allow_random=args.allow_random,
+        memory_budget=args.memory_budget,
+        batch=args.batch,
     )
     # A malformed policy stops the run here, before a results file is made.
     plan = judge.plan(args.policy)
@@ -130,6 +141,8 @@ def run(args: argparse.Namespace) -> int:
         for verdict in judge.stream(paths, args.policy):
             printer.add(verdict)
         printer.finish("")
+        if args.memory_budget is not None:
+            _tell_peak(args.memory_budget)
     except KeyboardInterrupt:
         printer.finish("stopped by Ctrl-C, ")
         return 130
@@ -149,6 +162,12 @@ def run(args: argparse.Namespace) -> int:
             with contextlib.suppress(OSError):  # every row was flushed, or its failure was told
                 out.close()
     return exit_code(set(printer.counts))
+
+
+def _tell_peak(budget: int) -> None:
+    from edgejudge.profiling import peak_rss_mib
+
+    print(f"peak {peak_rss_mib():.0f} MiB of {budget / 2**20:.0f} MiB", file=sys.stderr)
 
 
 def _open_new(path: str) -> TextIO:

@@ -5,6 +5,7 @@ Takes an engine or a checkpoint with its plan; gives hidden states and records. 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from edgejudge.runtime import Engine
     from edgejudge.runtime.engine import Prefix
 
-__all__ = ["side_record", "written_ends"]
+__all__ = ["Spoken", "side_record", "written_ends"]
 
 
 def written_ends(
@@ -40,6 +41,34 @@ def written_ends(
             after = engine.restore(rows, behind.position, prefix)
         ends.append(engine.step(branch[-1], after)[1])
     return np.stack(ends)
+
+
+@dataclass(slots=True)
+class Spoken:
+    """What the judge would say where it was asked for a verdict: the likeliest word of its whole
+    vocabulary, by the graphs that write.
+    """
+
+    words: int = 0  # that are a label
+    agree: int = 0  # of them, those that say what the label rows say
+
+    def add(
+        self, engine: "Engine", ends: NDArray[np.float32], probabilities: NDArray[np.float64]
+    ) -> None:
+        """`ends` [B, D] are what `written_ends` gives, `probabilities` [B] of yes by the graphs
+        that judge.
+        """
+        manifest = engine.bundle.manifest
+        said = {
+            manifest.label_rows[row]: label == "yes"
+            for label, rows in manifest.labels.items()
+            for row in rows
+        }
+        tokens = engine.full_logits(ends).argmax(1).tolist()
+        for token, probability in zip(tokens, probabilities.tolist(), strict=True):
+            if token in said:
+                self.words += 1
+                self.agree += said[token] == (probability >= 0.5)
 
 
 def side_record(

@@ -25,7 +25,7 @@ from edgejudge.bundle import (
     SideRecord,
     WritingRecord,
 )
-from edgejudge.combinations import side_record, written_ends
+from edgejudge.combinations import Spoken, side_record, written_ends
 from edgejudge.errors import ExportError, FidelityError
 from edgejudge.gate import Tally, upper_bound
 from edgejudge.gate_set import gate_set
@@ -63,15 +63,17 @@ def export_bundle(
     force: bool = False,
     max_pixels: int | None = None,
     revision: str | None = None,
+    kv_bytes: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Manifest:
     """Exports, measures, seals; the folder `out` appears only if all three went well.
 
     The decoder is cut into `parts` graphs, or as few as keep the weights of each under
     `part_bytes`. `policies` are compiled into the bundle. `force` replaces a bundle that is there
-    already. `max_pixels` bounds the pictures of a family that keeps their own grid. `accept_flips`
-    is a share of decisions that may flip, in place of the gate's limits. Raises FidelityError for a
-    bundle that is too far from the reference.
+    already. `max_pixels` bounds the pictures of a family that keeps their own grid. `kv_bytes`
+    keeps keys and values in signed bytes, a quarter of their room. `accept_flips` is a share of
+    decisions that may flip, in place of the gate's limits. Raises FidelityError for a bundle that
+    is too far from the reference.
     """
     exporting = exporting_tools()
     target = Path(out).resolve()
@@ -85,7 +87,7 @@ def export_bundle(
     cut.check()
     with exporting.workplace(target, "unsealed") as partial:
         chosen = recipe or exporting.DEFAULT_RECIPE
-        changed, plan = exporting.prepared(opened, chosen, progress)
+        changed, plan = exporting.prepared(opened, chosen, progress, kv_bytes)
         exporting.export(changed, partial, plan, cut, policies, progress=progress)
         bundle = Bundle.open(partial, unsealed=True)
         gate = _Gate(bundle, opened, changed.weights, plan, progress)
@@ -171,6 +173,7 @@ class _Gate:
         self._prepared, self._plan = prepared, plan
         self._engine = Engine.open(bundle)
         self._apart: list[float] = []  # by picture, how far packing moved a probability
+        self._spoken = Spoken()
 
     def measure(self, accepted: float | None) -> FidelityRecord:
         self._progress("comparing the graphs with golden vectors", 0.0)
@@ -203,7 +206,7 @@ class _Gate:
             graph_error=_power_of_ten(worst),
             hidden_error=_up(hidden_error),
             packing_error=_power_of_ten(max(self._apart)),
-            writing=_writing_record(written) if written.decisions else None,
+            writing=_writing_record(written, self._spoken) if written.decisions else None,
             side=self._side(asked.selection),
             decisions=None if random else _record(tally, masses, len(pictures), accepted),
         )
@@ -295,8 +298,9 @@ class _Gate:
                 asked = [engine.label_probabilities(engine.label_logits(e)) for e in (ends, alone)]
                 self._apart.append(float(np.abs(asked[0] - asked[1]).max()))
                 if self._bundle.has("cpu", "writer") and not self._bundle.manifest.random_weights:
-                    logits = engine.label_logits(written_ends(engine, prefix, branches))
-                    written = engine.label_probabilities(logits)
+                    text = written_ends(engine, prefix, branches)
+                    written = engine.label_probabilities(engine.label_logits(text))
+                    self._spoken.add(engine, text, asked[0])
             found.append((ends, written))
         return found
 
@@ -330,12 +334,14 @@ class _Gate:
         )
 
 
-def _writing_record(tally: Tally) -> WritingRecord:
+def _writing_record(tally: Tally, spoken: Spoken) -> WritingRecord:
     return WritingRecord(
         tally.decisions,
         tally.flips,
         _up(upper_bound(tally.flips, tally.decisions)),
         _up(tally.percentile_99()),
+        spoken.words,
+        spoken.agree,
     )
 
 

@@ -7,12 +7,14 @@ one is decoded and encoded meanwhile. Knows no graph, provider or file format.
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from edgejudge.ahead import one_ahead
 from edgejudge.array_store import ArrayStore
+from edgejudge.batches import Batches, BatchScorer
 from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, InputError
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits
@@ -20,7 +22,7 @@ from edgejudge.models.prompt import Prompts
 from edgejudge.plan import Plan, make_plan
 from edgejudge.policy import Policy, builtin_bytes
 from edgejudge.prefix_cache import PrefixCache
-from edgejudge.screening import Prepared, Scorer, Screening
+from edgejudge.screening import OneAhead, Scorer, Screening
 from edgejudge.turns import Stop, Turns
 from edgejudge.verdict import Verdict
 
@@ -33,6 +35,7 @@ __all__ = ["Judge", "Scorer", "default_bundle"]
 
 PREFIX_CACHE_BYTES = 64 << 20
 WAITING = 64
+BATCH = 8
 
 
 def default_bundle() -> Path:
@@ -48,19 +51,27 @@ class Judge:
     def __init__(
         self,
         bundle: Bundle,
-        engine: Scorer,
+        engine: Scorer | BatchScorer,
         limits: Limits = DEFAULT_LIMITS,
         prefix_cache: PrefixCache | None = None,
         waiting: int = WAITING,
+        batch: int = BATCH,
     ) -> None:
         """`load` is the usual way in; give an engine of your own to run the graphs elsewhere."""
+        if batch < 1:
+            raise ValueError(f"a batch has at least 1 picture, got {batch}")
         self.bundle = bundle
         self.engine = engine
         self.limits = limits
         self.prefix_cache = prefix_cache
+        self.batch = batch
         self._turns = Turns(waiting)
         self._prompts = Prompts.of(bundle)
-        self._screening = Screening(bundle, engine, self._prompts, limits, prefix_cache)
+        self._way: Screening | Batches
+        if isinstance(engine, BatchScorer):
+            self._way = Batches(bundle, engine, self._prompts, limits)
+        else:
+            self._way = Screening(bundle, engine, self._prompts, limits, prefix_cache)
         self._builtin_plans: dict[str, Plan] = {}
         self._grammar: JsonGrammar | None = None
 
@@ -78,6 +89,8 @@ class Judge:
         prefix_store: str | PathLike[str] | None = None,
         waiting: int = WAITING,
         release_vision: bool = False,
+        memory_budget: int | None = None,
+        batch: int = BATCH,
     ) -> Self:
         """A judge from a bundle folder, or the one that ships with the package.
 
@@ -87,8 +100,14 @@ class Judge:
         language priors longer than the process. `release_vision` frees the vision graph after each
         picture, which takes less memory and more time. Of several threads that use the judge, at
         most `waiting` may wait.
-        Raises BundleError for a bundle that is missing, damaged or not the one that was pinned, and
-        for one with random weights unless `allow_random` says that its verdicts are not wanted.
+
+        With `memory_budget`, in bytes and for the whole process, a judge that would not fit is read
+        from disk a few layers at a time: `batch` pictures of a list or stream pass them together,
+        no prefix is kept, and it writes no text.
+
+        Raises BundleError for a bundle that is missing, damaged, not the one that was pinned or too
+        large for the budget, and for one with random weights unless `allow_random` says that its
+        verdicts are not wanted.
         """
         from edgejudge.runtime import Engine
 
@@ -99,6 +118,13 @@ class Judge:
                 f"{folder}: its weights are random, made to measure latency, so a verdict of it "
                 "would mean nothing; give a bundle of a real checkpoint, or --allow-random"
             )
+        if memory_budget is not None:
+            from edgejudge.runtime.sliced import SlicedEngine, fits
+
+            if not fits(bundle, memory_budget):
+                sliced = SlicedEngine.open(bundle, memory_budget, threads)
+                return cls(bundle, sliced, limits, None, waiting, batch)
+            prefix_cache_bytes = 0  # it might take what was left
         cache = None
         if prefix_cache_bytes or prefix_store is not None:
             store = None if prefix_store is None else ArrayStore(Path(prefix_store))
@@ -162,7 +188,8 @@ class Judge:
     ) -> Iterator[Verdict]:
         """As `screen` of a list, one verdict at a time.
 
-        `images` is read in another thread, one picture ahead of the one that is judged.
+        `images` is read in another thread, one picture ahead of the one that is judged. Within a
+        memory budget they are read a batch at a time instead, and `timeout` is for a batch.
         """
         plan = self.plan(policy)
         Stop(timeout)  # a bad value is told now, not with the first picture
@@ -171,17 +198,22 @@ class Judge:
     def _stream(
         self, images: Iterator[ImageInput], plan: Plan, timeout: float | None
     ) -> Iterator[Verdict]:
-        def prepare(image: ImageInput) -> Prepared:
-            return self._screening.prepare(image, Stop())
+        if isinstance(self._way, Batches):
+            while some := list(islice(images, self.batch)):
+                yield from self._way.judge(some, plan, Stop(timeout), self._turns)
+            return
+        screening = self._way
+
+        def prepare(image: ImageInput) -> OneAhead:
+            return screening.prepare(image, Stop())
 
         for prepared in one_ahead(images, prepare):
-            yield self._finish(prepared, plan, Stop(timeout))
+            yield screening.finish(prepared, plan, Stop(timeout), self._turns)
 
     def _screen(self, image: ImageInput, plan: Plan, stop: Stop) -> Verdict:
-        return self._finish(self._screening.prepare(image, stop), plan, stop)
-
-    def _finish(self, prepared: Prepared, plan: Plan, stop: Stop) -> Verdict:
-        return self._screening.finish(prepared, plan, stop, self._turns)
+        if isinstance(self._way, Batches):
+            return self._way.judge([image], plan, stop, self._turns)[0]
+        return self._way.finish(self._way.prepare(image, stop), plan, stop, self._turns)
 
     def write(
         self,
@@ -207,6 +239,11 @@ class Judge:
         from edgejudge.runtime.json_text import JsonGrammar
         from edgejudge.runtime.text import Sampling, write
 
+        if isinstance(self._way, Batches) or isinstance(self.engine, BatchScorer):
+            raise InputError(
+                "memory_budget",
+                "text needs the whole decoder in memory; load the judge without a memory budget",
+            )
         if max_tokens < 1 or (schema is not None and stop):
             raise ValueError("max_tokens must be at least 1, and a schema takes no stop strings")
         sampling, until = Sampling(temperature, top_p, seed), Stop(timeout)
@@ -222,11 +259,11 @@ class Judge:
             raise InputError("no_image", "no picture was given; give at least one")
         made = []
         for each in images:
-            made.append(self._screening.prepare(each, until))
+            made.append(self._way.prepare(each, until))
             if failure := made[-1].failure:
                 raise InputError(failure.code, failure.message)
         ids = self._prompts.request_ids(request)
-        with self._screening.having(made, until, self._turns) as (prefix, *_):
+        with self._way.having(made, until, self._turns) as (prefix, *_):
             decode = self._prompts.decode
             return write(
                 self.engine, prefix, ids, decode, eos, max_tokens, sampling, stop, document
@@ -243,7 +280,7 @@ class Judge:
         """
         plan = self.plan(policy)
         texts = [q.text for rule in plan.rules for either in rule.conditions for q in either]
-        return self._screening.priors(texts, Stop(timeout), self._turns)
+        return self._way.priors(texts, Stop(timeout), self._turns)
 
     def plan(self, policy: str | PathLike[str] | Policy) -> Plan:
         """The policy made ready for this bundle. Raises PolicyError for one that is malformed."""

@@ -40,7 +40,7 @@ __all__ = [
     "WritingRecord",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class KvRecord:
 @dataclass(frozen=True, slots=True)
 class GraphRecord:
     target: str
-    stage: str  # vision, decoder, verdict_head, writer, lm_head, relevance
+    stage: str  # vision, decoder, verdict_head, writer, lm_head, relevance, *_slice
     part: int | None
     shape: str  # "dynamic", or the fixed number of tokens
     file: str
@@ -86,7 +86,7 @@ class GraphRecord:
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """A run of decoder layers, first and last included."""
+    """A run of layers, first and last included."""
 
     index: int
     first_layer: int
@@ -284,13 +284,17 @@ class DecisionsRecord:
 @dataclass(frozen=True, slots=True)
 class WritingRecord:
     """Decisions whose last token passed the graphs that write text, over keys and values of those
-    that judge, against the fp32 reference.
+    that judge, against the fp32 reference. `words` counts those where the likeliest word of the
+    whole vocabulary is a label, `agree` those of them that say what the label rows say by the
+    graphs that judge.
     """
 
     decisions: int
     flips: int
     flips_upper: float
     probability_error_99: float
+    words: int
+    agree: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +352,11 @@ class RelevanceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`spec` and `preprocessing` are read, as strictly, by models.spec and models.image."""
+    """`spec` and `preprocessing` are read, as strictly, by models.spec and models.image.
+
+    `parts` cut the decoder; slices cut tower and decoder again, over the same weights, into runs
+    that a device with little memory loads one after another.
+    """
 
     schema_version: int
     sha256: str  # of the canonical form with this field empty
@@ -366,6 +374,8 @@ class Manifest:
     concepts: tuple[ConceptRecord, ...]
     policies: tuple[CompiledPolicy, ...]
     parts: tuple[PartRecord, ...]
+    vision_slices: tuple[PartRecord, ...]
+    decoder_slices: tuple[PartRecord, ...]
     graphs: tuple[GraphRecord, ...]
     embeddings: EmbeddingsRecord
     relevance: RelevanceRecord | None

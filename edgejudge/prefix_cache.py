@@ -8,8 +8,8 @@ Does not know pictures or engines.
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.array_store import ArrayStore
@@ -19,11 +19,11 @@ __all__ = ["KeptPrefix", "PrefixCache"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptPrefix:
-    """`rows` f32 [layers, 2, kv_heads, S, head_dim], read-only; `position` is the rope position
-    after them.
+    """`rows` f32 or int8 [layers, 2, kv_heads, S, head_dim], read-only; `position` is the rope
+    position after them.
     """
 
-    rows: NDArray[np.float32]
+    rows: NDArray[Any]
     position: int
 
 

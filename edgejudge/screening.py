@@ -5,51 +5,33 @@ needs no turn with the engine and may run ahead; `finish` waits for one. Knows n
 file format.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from os import PathLike, fspath
 from threading import Lock
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.array_store import key_of
 from edgejudge.bundle import Bundle
-from edgejudge.decision import decide_picture, decide_rule
-from edgejudge.errors import InputError, ProviderError
-from edgejudge.images import ImageInput, Limits, decode, read_bytes
-from edgejudge.models.image import image_spec, preprocess
+from edgejudge.errors import InputError
+from edgejudge.images import ImageInput, Limits
+from edgejudge.judging import Answerer, Found, Judging, Prepared, Spans, failing
+from edgejudge.models.image import preprocess
 from edgejudge.models.prompt import Prompts
 from edgejudge.plan import Plan
 from edgejudge.prefix_cache import KeptPrefix, PrefixCache
 from edgejudge.turns import Stop, Turns
-from edgejudge.verdict import AlternativeVerdict, InputFailure, Note, RuleVerdict, Table, Verdict
+from edgejudge.verdict import RuleVerdict, Verdict
 
-__all__ = ["Prepared", "Scorer", "Screening"]
-
-
-class Spans(Protocol):
-    """The part of a trace that judging writes and reads."""
-
-    @property
-    def spans(self) -> Sequence[Any]: ...
-    def span(
-        self, name: str, device: str = "host", **counts: int
-    ) -> AbstractContextManager[None]: ...
+__all__ = ["OneAhead", "Scorer", "Screening"]
 
 
-class Scorer(Protocol):
+class Scorer(Answerer, Protocol):
     """What a Judge needs of an engine; `edgejudge.runtime.Engine` is one."""
 
-    trace: Any
-    interrupt: Callable[[], None] | None
-
-    @property
-    def placement(self) -> dict[str, str]: ...
-    def new_trace(self) -> Any: ...
     def encode_image(
         self, feeds: Mapping[str, NDArray[Any]], trace: Any = None
     ) -> NDArray[np.float32]: ...
@@ -75,9 +57,7 @@ class Scorer(Protocol):
     def step(self, token: int, after: Any) -> tuple[Any, NDArray[np.float32]]: ...
     def full_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
     def room(self, prefix: Any) -> int: ...
-    def score_blind(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
     def score(self, prefix: Any, branches: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
-    def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]: ...
 
 
 @dataclass(slots=True)
@@ -90,27 +70,22 @@ class _Encoded:
 
 
 @dataclass(slots=True)
-class Prepared:
-    """A picture on its way. `failure` is set where it ends here; without `encoded` its prefix was
-    found in the cache.
-    """
+class OneAhead(Prepared):
+    """Without `encoded` its prefix was found in the cache."""
 
-    trace: Spans
-    path: str | None = None
-    sha256: str | None = None
-    notes: tuple[Note, ...] = ()
-    failure: InputFailure | None = None
     rgb: NDArray[np.uint8] | None = None
     key: str | None = None
     encoded: _Encoded | None = None
 
 
 # A prefix, where it came from, and how many of its tokens were there already.
-_Had = tuple[Any, Literal["hit", "miss", "off"], int]
+_Had = tuple[Any, Found, int]
 
 
-class Screening:
+class Screening(Judging):
     """`prepare` may run in any thread, `finish` takes turns."""
+
+    _engine: Scorer
 
     def __init__(
         self,
@@ -120,109 +95,44 @@ class Screening:
         limits: Limits,
         cache: PrefixCache | None,
     ) -> None:
-        self._bundle, self._engine, self._prompts = bundle, engine, prompts
-        self._limits, self._cache = limits, cache
-        manifest = bundle.manifest
-        self._label_rows = manifest.label_rows
-        self._image_spec = image_spec(manifest.preprocessing)
+        store = None if cache is None else cache.store
         # The fingerprint is of all that prompts, pixels and graphs are made from.
-        self._identity = [bundle.fingerprint.encode(), *(() if cache is None else _versions())]
+        identity = [bundle.fingerprint.encode(), *(() if cache is None else _versions())]
+        super().__init__(bundle, engine, prompts, limits, store, identity)
+        self._cache = cache
         self._system: Any = None  # the prefix before the picture, while the engine holds it
-        self._priors = {
-            condition.text: condition.language_prior
-            for policy in manifest.policies
-            for rule in policy.rules
-            for either in rule.conditions
-            for condition in either
-        }
         self._encoding = Lock()  # many threads may prepare, and each encoding takes much memory
 
-    def prepare(self, image: ImageInput, stop: Stop) -> Prepared:
+    def prepare(self, image: ImageInput, stop: Stop) -> OneAhead:
         """Decodes and encodes, unless the cache knows the picture."""
-        made = Prepared(self._engine.new_trace())
-        with _failing(made):
-            with made.trace.span("decode"):
-                if isinstance(image, str | PathLike):
-                    made.path = fspath(image)
-                    image = read_bytes(made.path, self._limits)
-                if isinstance(image, bytes | bytearray | memoryview):
-                    made.sha256 = hashlib.sha256(image).hexdigest()
-                picture = decode(image, self._limits)
-            made.rgb, made.notes = picture.rgb, picture.notes
+        made = OneAhead(self._engine.new_trace())
+        with failing(made):
+            made.rgb = self._read(made, image)
             if self._cache is not None:
                 with made.trace.span("look up"):
-                    made.key = self._key(picture.rgb)
+                    made.key = self._key(made.rgb)
                     if made.key in self._cache:
                         return made
             stop.check()
-            made.encoded = self._encode(picture.rgb, made.trace)
+            made.encoded = self._encode(made.rgb, made.trace)
         return made
 
-    def finish(self, made: Prepared, plan: Plan, stop: Stop, turns: Turns) -> Verdict:
+    def finish(self, made: OneAhead, plan: Plan, stop: Stop, turns: Turns) -> Verdict:
         """Waits for a turn with the engine, asks and decides."""
         rules: tuple[RuleVerdict, ...] = ()
-        reused, placement = 0, {}
-        found: Literal["hit", "miss", "off"] = "off"
+        found: Found = "off"
+        reused = 0
         if made.failure is None:
-            with _failing(made), self.having([made], stop, turns) as (prefix, found, reused):
-                rules = self._ask(prefix, plan, made.trace)
-                placement = self._engine.placement
-        notes = made.notes + plan.notes if made.failure is None else ()
-        manifest = self._bundle.manifest
-        return Verdict(
-            verdict=None if made.failure else decide_picture(rules, notes),
-            path=made.path,
-            sha256=made.sha256,
-            rules=rules,
-            notes=notes,
-            error=made.failure,
-            bundle=manifest.name,
-            bundle_sha256=self._bundle.fingerprint,
-            policy=plan.policy,
-            policy_version=plan.version,
-            policy_sha256=plan.sha256,
-            stages_ms=_stages_ms(made.trace),
-            placement=Table(placement),
-            prefix_cache=found,
-            reused_tokens=reused,
-        )
-
-    def priors(self, texts: Sequence[str], stop: Stop, turns: Turns) -> dict[str, float]:
-        """P(yes | no image) of each condition: compiled into the bundle, kept from earlier, or
-        computed now.
-        """
-        if missing := [text for text in dict.fromkeys(texts) if text not in self._priors]:
-            prompts = [self._prompts.blind_ids(text) for text in missing]
-            store = None if self._cache is None else self._cache.store
-            # Together, as they were asked: each is that of its own prompt within 1e-5.
-            ids = [np.array(prompt, "<i4").tobytes() for prompt in prompts]
-            key = key_of([*self._identity, b"language priors", *ids])
-            kept = None if store is None else store.get(key)
-            if kept is not None and kept[0].shape == (len(prompts), len(self._label_rows)):
-                logits = kept[0]
-            else:
-                with self._turn(self._engine.new_trace(), stop, turns):
-                    logits = self._engine.score_blind(prompts)
-            found = self._engine.label_probabilities(logits)
-            if store is not None and kept is None:
-                store.put(key, logits)
-            self._priors |= dict(zip(missing, found.tolist(), strict=True))
-        return {text: self._priors[text] for text in texts}
+            with failing(made), self.having([made], stop, turns) as (prefix, found, reused):
+                logits = self._engine.score(prefix, plan.branches)  # [B, R]
+                rules = self._rules(logits, plan, made.trace)
+        return self._verdict(made, plan, rules, found, reused)
 
     @contextmanager
-    def having(self, made: Sequence[Prepared], stop: Stop, turns: Turns) -> Iterator[_Had]:
+    def having(self, made: Sequence[OneAhead], stop: Stop, turns: Turns) -> Iterator[_Had]:
         """The engine for the caller alone, with the pictures in it, one behind the other."""
         with self._turn(made[0].trace, stop, turns):
             yield self._prefix(made)
-
-    @contextmanager
-    def _turn(self, trace: Spans, stop: Stop, turns: Turns) -> Iterator[None]:
-        with turns.turn(stop):
-            self._engine.trace, self._engine.interrupt = trace, stop.check
-            try:
-                yield
-            finally:
-                self._engine.interrupt = None
 
     def _key(self, rgb: NDArray[np.uint8]) -> str:
         pixels = np.ascontiguousarray(rgb)
@@ -234,13 +144,13 @@ class Screening:
         with self._encoding:
             return _Encoded(seen.rows, seen.cols, self._engine.encode_image(seen.feeds, trace))
 
-    def _prefix(self, made: Sequence[Prepared]) -> _Had:
+    def _prefix(self, made: Sequence[OneAhead]) -> _Had:
         """The pictures' prefix, where it came from, and how many of its tokens were there
         already.
         """
         reused = self._put_system()
         after, key = self._system, None
-        found: set[Literal["hit", "miss", "off"]] = set()
+        found: set[Found] = set()
         for count, one in enumerate(made):
             # What a picture's keys and values are depends on all that lies before it.
             key = (
@@ -259,7 +169,7 @@ class Screening:
             reused += tokens
         return after, "miss" if "miss" in found else found.pop(), reused
 
-    def _put_picture(self, one: Prepared, after: Any, key: str | None) -> _Had:
+    def _put_picture(self, one: OneAhead, after: Any, key: str | None) -> _Had:
         """One picture behind the prefix `after`; `key` names both."""
         engine = self._engine
         if self._cache is not None and key is not None:
@@ -303,38 +213,6 @@ class Screening:
             self._keep(self._cache, key, self._system, None)
         return 0
 
-    def _ask(self, prefix: Any, plan: Plan, trace: Spans) -> tuple[RuleVerdict, ...]:
-        logits = self._engine.score(prefix, plan.branches)  # [B, R]
-        with trace.span("decide"):
-            probabilities = self._engine.label_probabilities(logits).tolist()  # [B]
-            return tuple(
-                decide_rule(
-                    rule.id,
-                    rule.text,
-                    rule.category,
-                    rule.threshold,
-                    plan.band,
-                    [
-                        [AlternativeVerdict(q.text, probabilities[q.branch], q.known) for q in each]
-                        for each in rule.conditions
-                    ],
-                )
-                for rule in plan.rules
-            )
-
-
-@contextmanager
-def _failing(made: Prepared) -> Iterator[None]:
-    """What goes wrong with one picture becomes its failure, and no more."""
-    try:
-        yield
-    except InputError as error:
-        made.failure = InputFailure(error.code, str(error))
-    except MemoryError:
-        made.failure = InputFailure("out_of_memory", "it does not fit into memory; scale it down")
-    except ProviderError as error:
-        made.failure = InputFailure("engine_failed", str(error))
-
 
 def _versions() -> tuple[bytes, bytes]:
     """Of what computes a prefix: a kept one may outlive the process. Both are loaded already, and
@@ -345,12 +223,3 @@ def _versions() -> tuple[bytes, bytes]:
     import edgejudge
 
     return edgejudge.__version__.encode(), onnxruntime.__version__.encode()
-
-
-def _stages_ms(trace: Spans) -> Table[float]:
-    """Outermost spans only: a stage inside another is part of that one's time."""
-    stages: dict[str, float] = {}
-    for span in trace.spans:
-        if span.parent is None:
-            stages[span.name] = stages.get(span.name, 0.0) + span.ms
-    return Table(stages)

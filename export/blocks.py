@@ -7,6 +7,7 @@ holds the rows in hand and what came of the rows before. Knows no graph and no f
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -15,15 +16,17 @@ from numpy.typing import NDArray
 
 from edgejudge.errors import ExportError
 from edgejudge.export.quantize import Quantized, dequantize, quantize
-from edgejudge.export.recipe import INTEGER_BITS, Kinds, Recipe
+from edgejudge.export.recipe import Kinds, Recipe
 from edgejudge.export.weights import Source, matrix_shape, row_blocks
 
-__all__ = ["Columns", "Plan", "QuantizedRows"]
+__all__ = ["Columns", "KvSteps", "Plan", "QuantizedRows"]
 
 _AHEAD = 16
 _WHOLE_TOKEN = 0
+_KV_TOLERANCE = 5e-2  # a last bit may become a level of a key
 Importance = Callable[[str], NDArray[np.float32] | None]  # weight name -> [K], where it is known
 Columns = Mapping[str, tuple[int, ...]]  # weight name -> columns that stay exact
+KvSteps = tuple[NDArray[np.float32], NDArray[np.float32]]  # of keys and values [kv_heads, H]
 
 
 @cache
@@ -41,7 +44,7 @@ class QuantizedRows(NamedTuple):
 
 class Plan:
     """How each weight is stored: the recipe's precision, which columns matter most, and which stay
-    exact beside integers.
+    exact beside integers. `kv_steps` of a layer say that its cache is of bytes.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Plan:
         kinds: Kinds,
         importance: Importance = lambda _: None,
         exact: Columns | None = None,
+        kv_steps: Mapping[int, KvSteps] | None = None,
     ) -> None:
         self.recipe = recipe
         self._kinds = kinds
         self._importance = importance
         self._exact = exact or {}
+        self.kv_steps = kv_steps or {}
         self._chosen: tuple[str, int] | None = None
 
     def bits_of(self, name: str) -> int | None:
@@ -66,7 +71,7 @@ class Plan:
 
     def integer(self, name: str) -> bool:
         """Whether a linear weight meets activations that are rounded, each token for itself."""
-        return self.bits_of(name) == INTEGER_BITS
+        return self.bits_of(name) is not None and self.recipe.on_integers(self._kinds(name))
 
     def rounding(self, name: str) -> int | None:
         """How many activations in a row share a scale when they are rounded for this matrix: all of
@@ -85,11 +90,18 @@ class Plan:
     def for_writing(self) -> "Plan | None":
         """The plan of what only text needs; None where it is this one."""
         recipe = self.recipe.for_writing()
-        return None if recipe is None else Plan(recipe, self._kinds, self._importance)
+        if recipe is None:
+            return None
+        return Plan(recipe, self._kinds, self._importance, None, self.kv_steps)
 
     def with_exact(self, exact: Columns) -> "Plan":
         """The same with these columns, in place of those it has."""
-        return Plan(self.recipe, self._kinds, self._importance, exact)
+        return Plan(self.recipe, self._kinds, self._importance, exact, self.kv_steps)
+
+    def with_kv(self, steps: Mapping[int, KvSteps]) -> "Plan":
+        """The same with a cache of bytes."""
+        recipe = replace(self.recipe, tolerance=max(self.recipe.tolerance, _KV_TOLERANCE))
+        return Plan(recipe, self._kinds, self._importance, self._exact, steps)
 
     def stored_bits(self, name: str) -> float:
         """Of one weight, its share of the scales included."""

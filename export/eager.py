@@ -25,7 +25,8 @@ _BUDGET = 400_000_000  # bytes of weights kept for the next use: a decoder layer
 class EagerOps:
     """Implements `Ops[Tensor]`.
 
-    `observe` is shown every linear weight's name and what it is about to be multiplied with.
+    `observe` is shown every linear weight's name and what it is about to be multiplied with, and
+    `keys N` and `values N` [1, kv_heads, S, H] of each layer's cache.
     """
 
     def __init__(
@@ -172,6 +173,11 @@ class EagerOps:
     ) -> Tensor:
         q = _by_head(q, heads)
         k, v = _by_head(k, kv_heads), _by_head(v, kv_heads)
+        if self._observe is not None:
+            self._observe(f"keys {layer}", k)
+            self._observe(f"values {layer}", v)
+        if (steps := self._source.kv_steps(layer)) is not None:
+            k, v = (_to_bytes(x, self.tensor(step)) for x, step in zip((k, v), steps, strict=True))
         if layer in self._cache:
             past_k, past_v = self._cache[layer]
             k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
@@ -187,6 +193,12 @@ class EagerOps:
 def _by_head(x: Tensor, heads: int) -> Tensor:
     """[B, S, heads * H] -> [B, heads, S, H]"""
     return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+
+
+def _to_bytes(x: Tensor, step: Tensor) -> Tensor:
+    """[1, heads, S, H] in signed bytes times a step for each channel [heads, H]."""
+    wide = step[None, :, None]
+    return (x / wide).round().clamp(-128, 127) * wide
 
 
 def _rounded(x: Tensor, run: int, exact: list[int]) -> Tensor:

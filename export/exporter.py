@@ -30,11 +30,12 @@ from edgejudge.errors import ExportError
 from edgejudge.export.blocks import Plan
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import Compiler
-from edgejudge.export.graphs import write_graphs
+from edgejudge.export.graphs import GraphWriter, Runs
 from edgejudge.export.importance import column_importance
+from edgejudge.export.kv_steps import kv_steps
 from edgejudge.export.ledger import Ledger
 from edgejudge.export.onnx_ops import OnnxOps
-from edgejudge.export.parts import Cut, layer_bytes
+from edgejudge.export.parts import Cut, layer_bytes, slices
 from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
 from edgejudge.export.reference import Reference
 from edgejudge.export.side_path import side_columns, sites_of
@@ -110,9 +111,10 @@ def prepared(
     checkpoint: Checkpoint,
     recipe: str,
     progress: Callable[[str, float], None] = lambda *_: None,
+    kv_bytes: bool = False,
 ) -> tuple[Checkpoint, Plan]:
     """The checkpoint as a recipe wants it, the same function with other weights; and how they are
-    stored.
+    stored. `kv_bytes` keeps keys and values as bytes.
     """
     plan = plan_of(checkpoint, recipe, progress)
     if plan.recipe.smooth:
@@ -123,6 +125,9 @@ def prepared(
         names = [n for n, _ in checkpoint.family.weight_names(checkpoint.spec) if plan.integer(n)]
         exact = side_columns(checkpoint, sites_of(checkpoint, names), plan.recipe.side_gain)
         plan = plan.with_exact(exact)
+    if kv_bytes:
+        progress("looking at keys and values", 0.0)
+        plan = plan.with_kv(kv_steps(checkpoint))
     return checkpoint, plan
 
 
@@ -204,16 +209,16 @@ def _fill(
             return lambda name: OnnxOps(name, checkpoint.weights, chosen, store, ledger)
 
         writing = plan.for_writing()
-        parts = cut.apply(layer_bytes(family.weight_names(spec), plan, spec.text.layers))
-        graphs, part_records = write_graphs(
+        writer = GraphWriter(
             folder,
             family,
             spec,
             labels.token_ids,
-            parts,
             maker(plan),
             None if writing is None else maker(writing),
+            "int8" if plan.kv_steps else "float32",
         )
+        written = writer.write(_runs(checkpoint, plan, cut))
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
     progress("computing golden vectors by the reference", 0.0)
@@ -238,8 +243,10 @@ def _fill(
         band=checkpoint.card.band,
         concepts=checkpoint.card.concepts,
         policies=compiled.policies,
-        parts=part_records,
-        graphs=graphs,
+        parts=written.parts,
+        vision_slices=written.vision_slices,
+        decoder_slices=written.decoder_slices,
+        graphs=written.graphs,
         embeddings=embeddings,
         relevance=None,
         quantization=ledger.records(),
@@ -250,6 +257,16 @@ def _fill(
         tools={name: importlib.metadata.version(name) for name in _TOOLS},
     )
     _write_manifest(folder, manifest.signed())
+
+
+def _runs(checkpoint: Checkpoint, plan: Plan, cut: Cut) -> Runs:
+    family, spec = checkpoint.family, checkpoint.spec
+
+    def costs(group: str, layers: int) -> list[int]:
+        return layer_bytes(family.weight_names(spec), plan, layers, group)
+
+    decoder = costs("decoder", spec.text.layers)
+    return Runs(cut.apply(decoder), slices(costs("vision", spec.vision.layers)), slices(decoder))
 
 
 def _write_embeddings(

@@ -1,10 +1,11 @@
-"""The graphs of the `cpu` target: one function per stage.
+"""The graphs of the `cpu` target: one method per stage.
 
 Takes a family's forward pass, a spec and a maker of graph builders; writes .onnx files into the
 bundle's folder and gives their records. Knows no family and no recipe.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgejudge.bundle import GraphRecord, KvRecord, PartRecord
@@ -12,108 +13,131 @@ from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.models.family import Family
 from edgejudge.models.spec import ModelSpec
 
-__all__ = ["TARGET", "write_graphs"]
+__all__ = ["TARGET", "GraphWriter", "Runs"]
 
 TARGET = "cpu"
 _SMALLEST_BUCKET = 512
 
 
-def write_graphs(
-    folder: Path,
-    family: Family,
-    spec: ModelSpec,
-    label_rows: tuple[int, ...],
-    parts: list[range],
-    judging: Callable[[str], OnnxOps],
-    writing: Callable[[str], OnnxOps] | None,
-) -> tuple[tuple[GraphRecord, ...], tuple[PartRecord, ...]]:
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs of layers, each to be a graph: what the decoder is cut into, and slices of both."""
+
+    parts: list[range]
+    vision_slices: list[range]
+    decoder_slices: list[range]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Records for the manifest."""
+
+    graphs: tuple[GraphRecord, ...]
+    parts: tuple[PartRecord, ...]
+    vision_slices: tuple[PartRecord, ...]
+    decoder_slices: tuple[PartRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphWriter:
     """`judging` and `writing` make the builders of graphs that verdicts need and that only text
     needs; without `writing` text takes the same.
     """
-    graphs = [_vision(folder, family, spec, judging)]
-    records = []
-    for index, layers in enumerate(parts):
-        graph, size = _decoder(folder, family, spec, "decoder", index, layers, judging)
-        graphs.append(graph)
-        records.append(PartRecord(index, layers[0], layers[-1], size))
-    graphs.append(_head(folder, family, spec, "verdict_head", label_rows, judging))
-    if writing is not None:
-        for index, layers in enumerate(parts):
-            graph, _ = _decoder(folder, family, spec, "writer", index, layers, writing)
+
+    folder: Path
+    family: Family
+    spec: ModelSpec
+    label_rows: tuple[int, ...]
+    judging: Callable[[str], OnnxOps]
+    writing: Callable[[str], OnnxOps] | None
+    kv_dtype: str  # "float32", or "int8" where builders have steps for it
+
+    def write(self, runs: Runs) -> Written:
+        whole, _ = self._vision("vision", None, range(self.spec.vision.layers))
+        decoder, parts = self._each(self._decoder, "decoder", runs.parts)
+        graphs = [whole, *decoder, self._head("verdict_head", self.label_rows, self.judging)]
+        if self.writing is not None:
+            graphs += self._each(self._decoder, "writer", runs.parts)[0]
+        graphs.append(self._head("lm_head", None, self.writing or self.judging))
+        # Last, so that the order of weights in their files is that of the graphs in daily use.
+        thin, vision_slices = self._each(self._vision, "vision_slice", runs.vision_slices)
+        graphs += thin
+        thin, decoder_slices = self._each(self._decoder, "decoder_slice", runs.decoder_slices)
+        return Written((*graphs, *thin), parts, vision_slices, decoder_slices)
+
+    def _each(
+        self,
+        write: Callable[[str, int, range], tuple[GraphRecord, int]],
+        stage: str,
+        runs: list[range],
+    ) -> tuple[list[GraphRecord], tuple[PartRecord, ...]]:
+        graphs, records = [], []
+        for index, layers in enumerate(runs):
+            graph, size = write(stage, index, layers)
             graphs.append(graph)
-    graphs.append(_head(folder, family, spec, "lm_head", None, writing or judging))
-    return tuple(graphs), tuple(records)
+            records.append(PartRecord(index, layers[0], layers[-1], size))
+        return graphs, tuple(records)
 
+    def _vision(self, stage: str, index: int | None, layers: range) -> tuple[GraphRecord, int]:
+        """A run of the tower and the bytes of its weights."""
+        family, spec = self.family, self.spec
+        ops = self.judging(stage if index is None else f"{stage}_{index}")
+        inputs = {
+            name: ops.input(name, dtype, *shape)
+            for name, (dtype, shape) in family.vision_inputs(spec, layers).items()
+        }
+        value = family.vision(ops, spec, inputs, layers)
+        if layers.stop == spec.vision.layers:
+            count = spec.visual_tokens or "T"
+            ops.output(value, "visual_tokens", "float32", "V", count, spec.text.hidden)
+        else:
+            dtype, shape = family.vision_inputs(spec, range(layers.stop, layers.stop + 1))["hidden"]
+            ops.output(value, "hidden_out", dtype, *shape)
+        return _save(self.folder, ops, stage, index, None), ops.weight_bytes
 
-def _vision(
-    folder: Path, family: Family, spec: ModelSpec, make_ops: Callable[[str], OnnxOps]
-) -> GraphRecord:
-    ops = make_ops("vision")
-    inputs = {
-        name: ops.input(name, dtype, *shape)
-        for name, (dtype, shape) in family.vision_inputs(spec).items()
-    }
-    tokens = family.vision(ops, spec, inputs)
-    count = spec.visual_tokens or "T"
-    ops.output(tokens, "visual_tokens", "float32", "V", count, spec.text.hidden)
-    return _save(folder, ops, "vision", None, None)
+    def _decoder(self, stage: str, index: int, layers: range) -> tuple[GraphRecord, int]:
+        """A run of the decoder and the bytes of its weights."""
+        make = self.writing if stage == "writer" and self.writing is not None else self.judging
+        ops, text = make(f"{stage}_{index}"), self.spec.text
+        hidden = ops.input("hidden", "float32", 1, "S", text.hidden)
+        rotation = (
+            ops.input("rope_cos", "float32", "S", text.head_dim // 2),
+            ops.input("rope_sin", "float32", "S", text.head_dim // 2),
+        )
+        ops.input("attention_bias", "float32", 1, 1, "S", "T")
+        ops.input("seqlens_k", "int32", 1)
+        ops.input("total_sequence_length", "int32")
+        cache = (1, text.kv_heads, "C", text.head_dim)
+        for layer in layers:
+            for name in ("key", "value"):
+                ops.input(f"past_{name}_{layer}", self.kv_dtype, *cache)
+        last = layers[-1] == text.layers - 1
+        rows = ops.input("rows", "int64", "R") if last else None
+        hidden = self.family.decoder(ops, self.spec, hidden, rotation, layers, rows)
+        ops.output(hidden, "hidden_out", "float32", 1, "R" if last else "S", text.hidden)
+        for layer in layers:
+            for name in ("key", "value"):
+                value = f"present_{name}_{layer}"
+                ops.output(value, value, self.kv_dtype, *cache)
+        kv = KvRecord(
+            layout="BNSH",
+            dtype=self.kv_dtype,
+            kv_heads=text.kv_heads,
+            head_dim=text.head_dim,
+            scales="channel" if self.kv_dtype == "int8" else None,
+            length_buckets=tuple(_buckets(text.max_positions)),
+        )
+        return _save(self.folder, ops, stage, index, kv), ops.weight_bytes
 
-
-def _decoder(
-    folder: Path,
-    family: Family,
-    spec: ModelSpec,
-    stage: str,
-    index: int,
-    layers: range,
-    make_ops: Callable[[str], OnnxOps],
-) -> tuple[GraphRecord, int]:
-    """A part and the bytes of its weights."""
-    ops, text = make_ops(f"{stage}_{index}"), spec.text
-    hidden = ops.input("hidden", "float32", 1, "S", text.hidden)
-    rotation = (
-        ops.input("rope_cos", "float32", "S", text.head_dim // 2),
-        ops.input("rope_sin", "float32", "S", text.head_dim // 2),
-    )
-    ops.input("attention_bias", "float32", 1, 1, "S", "T")
-    ops.input("seqlens_k", "int32", 1)
-    ops.input("total_sequence_length", "int32")
-    for layer in layers:
-        for name in ("key", "value"):
-            ops.input(f"past_{name}_{layer}", "float32", 1, text.kv_heads, "C", text.head_dim)
-    last = layers[-1] == text.layers - 1
-    rows = ops.input("rows", "int64", "R") if last else None
-    hidden = family.decoder(ops, spec, hidden, rotation, layers, rows)
-    ops.output(hidden, "hidden_out", "float32", 1, "R" if last else "S", text.hidden)
-    for layer in layers:
-        for name in ("key", "value"):
-            value = f"present_{name}_{layer}"
-            ops.output(value, value, "float32", 1, text.kv_heads, "C", text.head_dim)
-    kv = KvRecord(
-        layout="BNSH",
-        dtype="float32",
-        kv_heads=text.kv_heads,
-        head_dim=text.head_dim,
-        scales=None,
-        length_buckets=tuple(_buckets(text.max_positions)),
-    )
-    return _save(folder, ops, stage, index, kv), ops.weight_bytes
-
-
-def _head(
-    folder: Path,
-    family: Family,
-    spec: ModelSpec,
-    stage: str,
-    rows: tuple[int, ...] | None,
-    make_ops: Callable[[str], OnnxOps],
-) -> GraphRecord:
-    ops = make_ops(stage)
-    hidden = ops.input("hidden", "float32", "N", spec.text.hidden)
-    logits = family.head(ops, spec, hidden, rows)
-    name = "logits" if rows is None else "label_logits"
-    ops.output(logits, name, "float32", "N", spec.text.vocab if rows is None else len(rows))
-    return _save(folder, ops, stage, None, None)
+    def _head(
+        self, stage: str, rows: tuple[int, ...] | None, make_ops: Callable[[str], OnnxOps]
+    ) -> GraphRecord:
+        ops, spec = make_ops(stage), self.spec
+        hidden = ops.input("hidden", "float32", "N", spec.text.hidden)
+        logits = self.family.head(ops, spec, hidden, rows)
+        name = "logits" if rows is None else "label_logits"
+        ops.output(logits, name, "float32", "N", spec.text.vocab if rows is None else len(rows))
+        return _save(self.folder, ops, stage, None, None)
 
 
 def _buckets(longest: int) -> Iterator[int]:

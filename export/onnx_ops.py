@@ -15,7 +15,6 @@ from edgejudge.export.blocks import Plan
 from edgejudge.export.ledger import Ledger
 from edgejudge.export.onnx_graph import OnnxGraph
 from edgejudge.export.quantize import LEAST_PEAK
-from edgejudge.export.recipe import INTEGER_BITS
 from edgejudge.export.store import WeightStore
 from edgejudge.export.weights import Source, matrix_shape
 
@@ -197,9 +196,12 @@ class OnnxOps(OnnxGraph):
 
     def _store_rows(self, weight: str, level_key: str, scale_key: str) -> None:
         """[K, N], as the kernel takes it: one matrix of bytes is in memory at a time."""
-        parts = list(self._plan.quantized(self._weights, weight))
+        parts, bits = (
+            list(self._plan.quantized(self._weights, weight)),
+            self._plan.recipe.integer_bits,
+        )
         levels = np.concatenate([p.q.levels.reshape(len(p.q.levels), -1) for p in parts])
-        signed = (levels.astype(np.int16) - (1 << INTEGER_BITS - 1)).astype(np.int8)
+        signed = (levels.astype(np.int16) - (1 << bits - 1)).astype(np.int8)
         self._store.put(level_key, _INTEGER_FILE, np.ascontiguousarray(signed.T))
         self._store.put(scale_key, _INTEGER_FILE, np.concatenate([p.q.scales[:, 0] for p in parts]))
         exact = np.concatenate([p.exact for p in parts])
@@ -209,7 +211,7 @@ class OnnxOps(OnnxGraph):
         error, square = sum(p.error for p in parts), sum(p.square for p in parts)
         self._ledger.quantized(
             weight,
-            INTEGER_BITS,
+            bits,
             0,
             signed.size + 4 * (len(signed) + exact.size),
             error,
@@ -298,21 +300,34 @@ class OnnxOps(OnnxGraph):
     def cached_attention(
         self, q: str, k: str, v: str, layer: int, heads: int, kv_heads: int, scale: float
     ) -> str:
+        inputs = [
+            *(q, k, v),
+            *(f"past_key_{layer}", f"past_value_{layer}"),
+            *("seqlens_k", "total_sequence_length"),
+            *("", "", "", "attention_bias"),
+        ]
+        more: dict[str, Any] = {}
+        if layer in self._plan.kv_steps:
+            keys, values = (self._kv_step(name, layer) for name in ("key", "value"))
+            inputs += ["", keys, values]
+            more = {f"{name}_quant_type": "PER_CHANNEL" for name in "kv"}
+            more["kv_cache_bit_width"] = 8
         return self._node(
             "GroupQueryAttention",
-            [
-                *(q, k, v),
-                *(f"past_key_{layer}", f"past_value_{layer}"),
-                *("seqlens_k", "total_sequence_length"),
-                *("", "", "", "attention_bias"),
-            ],
+            inputs,
             domain="com.microsoft",
             extra_outputs=[f"present_key_{layer}", f"present_value_{layer}"],
             num_heads=heads,
             kv_num_heads=kv_heads,
             scale=scale,
             do_rotary=0,
+            **more,
         )
+
+    def _kv_step(self, name: str, layer: int) -> str:
+        """[1, kv_heads, 1, H]"""
+        step = self._plan.kv_steps[layer][name == "value"]
+        return self._weight(f"{name}_step_{layer}", _FLOAT_FILE, lambda: step[None, :, None])
 
 
 def _never() -> NDArray[np.generic]:

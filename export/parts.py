@@ -1,4 +1,4 @@
-"""Where the decoder is cut: runs of layers whose weights take about the same room.
+"""Where a stack of layers is cut: runs whose weights take about the same room.
 
 Takes what each layer costs, in bytes; gives ranges of layers. Knows no graph.
 """
@@ -12,7 +12,9 @@ from edgejudge.errors import ExportError
 from edgejudge.export.blocks import Plan
 from edgejudge.export.recipe import layer_of
 
-__all__ = ["Cut", "layer_bytes"]
+__all__ = ["Cut", "layer_bytes", "slices"]
+
+_SLICE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,19 @@ def _greedy(costs: Sequence[int], limit: int) -> list[range]:
     return [*runs, range(first, len(costs))]
 
 
+def slices(costs: Sequence[int]) -> list[range]:
+    """Runs small enough that a device with little memory can hold one at a time."""
+    return _greedy(costs, _SLICE_BYTES)
+
+
 def layer_bytes(
-    weights: Iterable[tuple[str, tuple[int, ...]]], plan: Plan, layers: int
+    weights: Iterable[tuple[str, tuple[int, ...]]], plan: Plan, layers: int, group: str = "decoder"
 ) -> list[int]:
-    """Bytes of each decoder layer as the plan stores it; `weights` are names with shapes."""
+    """Bytes of each layer of the group as the plan stores it; `weights` are names with shapes."""
     costs = [0] * layers
     for name, shape in weights:
         layer = layer_of(name)
-        if layer is None or plan.group_of(name) != "decoder":
+        if layer is None or plan.group_of(name) != group:
             continue
         bits = plan.stored_bits(name) if len(shape) > 1 else 32
         costs[layer] += round(int(np.prod(shape)) * bits / 8)

@@ -19,7 +19,6 @@ from edgejudge.errors import ExportError
 
 __all__ = [
     "DEFAULT_RECIPE",
-    "INTEGER_BITS",
     "RECIPE_NAMES",
     "Kinds",
     "Recipe",
@@ -31,10 +30,7 @@ __all__ = [
 DEFAULT_RECIPE = "balanced"
 RECIPE_NAMES = ("exact", "balanced", "small", "w8", "fast")
 Kinds = Callable[[str], str]  # weight name -> kind
-# Of weights that meet 8-bit activations: without VNNI, x86 adds two products in 16 bits, and those
-# of 7-bit weights are the largest that fit there.
-INTEGER_BITS = 7
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +51,9 @@ class Recipe:
     # Kinds that are multiplied in integers: weights in rows of one scale, activations rounded to
     # eight bits with one scale for each token, so that none depends on what else is in the pass.
     integer: tuple[str, ...] = ()
+    # Of those weights. Where a processor adds two products of bytes in 16 bits (x86 without VNNI),
+    # those of seven bits are the largest that fit.
+    integer_bits: int = 7
     smooth: bool = False  # moves what is hard to round from activations into weights first
     # How many times smaller the rounding error of activations must become for a matrix to have
     # columns that stay exact; 0 is no such columns.
@@ -67,7 +66,7 @@ class Recipe:
     def bits_of(self, kind: str) -> int | None:
         """Bits of a kind's weights; None is float32."""
         if self.on_integers(kind):
-            return INTEGER_BITS
+            return self.integer_bits
         if self.default_bits is None:
             return None
         matching = [p for p in self.bits if _matches(kind, p)]
@@ -141,6 +140,7 @@ def recipe_named(name: str) -> Recipe:
         "rounded": [],
         "search": False,
         "integer": [],
+        "integer_bits": 7,
         "smooth": False,
         "side_gain": 0.0,
         "writing_bits": None,

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgejudge.export.blocks import Plan
+from edgejudge.export.blocks import KvSteps, Plan
 from edgejudge.export.quantize import dequantize
 from edgejudge.export.weights import Source, matrix_shape, row_blocks
 
@@ -36,6 +36,11 @@ class Weights(Protocol):
     def exact_columns(self, name: str) -> tuple[int, ...]:
         """Channels that are not rounded there, and do not count for the others' scale."""
 
+    def kv_steps(self, layer: int) -> KvSteps | None:
+        """What a byte of the layer's cached keys and values means, for each channel [kv_heads, H];
+        None is a cache of floats.
+        """
+
     def exact_rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
         """Some rows of a matrix, as the checkpoint has them."""
 
@@ -59,6 +64,9 @@ class Exact:
 
     def exact_columns(self, name: str) -> tuple[int, ...]:
         return ()
+
+    def kv_steps(self, layer: int) -> KvSteps | None:
+        return None
 
     def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
         shape = self.shape(name)
@@ -86,6 +94,9 @@ class Stored(Exact):
 
     def exact_columns(self, name: str) -> tuple[int, ...]:
         return self._plan.exact_columns(name)
+
+    def kv_steps(self, layer: int) -> KvSteps | None:
+        return self._plan.kv_steps.get(layer)
 
     def embedding(self, name: str, ids: slice | Sequence[int]) -> NDArray[np.float32]:
         rows = self._source.rows(name, ids)

@@ -147,30 +147,44 @@ def read_image_spec(config: HfConfig, spec: ModelSpec) -> PatchSpec:
 # --- forward pass --------------------------------------------------------------------------------
 
 
-def vision_inputs(spec: ModelSpec) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+def vision_inputs(
+    spec: ModelSpec, layers: range | None = None
+) -> dict[str, tuple[str, tuple[int | str, ...]]]:
     """Name -> element type and shape of what `vision` takes; models/patches.py says what each
     is.
     """
     vis = spec.vision
+    layers = range(vis.layers) if layers is None else layers
     window = (vis.window // vis.patch_size) ** 2
-    return {
-        "patches": ("float32", ("N", 3 * vis.frames * vis.patch_size**2)),
-        "rope_cos": ("float32", ("N", vis.head_dim // 2)),
-        "rope_sin": ("float32", ("N", vis.head_dim // 2)),
-        "window_mask": ("int32", ("W", window)),
-        "slots": ("int64", ("P",)),
-        "places": ("int64", ("N",)),
-        "tokens": ("int64", ("T",)),
-    }
+    inputs: dict[str, tuple[str, tuple[int | str, ...]]] = {}
+    if layers.start:
+        inputs["hidden"] = ("float32", (1, "N", vis.hidden))
+    else:
+        inputs["patches"] = ("float32", ("N", 3 * vis.frames * vis.patch_size**2))
+    inputs["rope_cos"] = inputs["rope_sin"] = ("float32", ("N", vis.head_dim // 2))
+    if not set(layers) <= set(vis.full_layers):
+        inputs["window_mask"] = ("int32", ("W", window))
+    if set(layers) & set(vis.full_layers):
+        inputs |= {"slots": ("int64", ("P",)), "places": ("int64", ("N",))}
+    if layers.stop == vis.layers:
+        inputs["tokens"] = ("int64", ("T",))
+    return inputs
 
 
-def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V]) -> V:
-    """N slots in windows -> visual tokens [1, T, D] in the text model's width."""
+def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V], layers: range | None = None) -> V:
+    """N slots in windows -> visual tokens [1, T, D] in the text model's width.
+
+    Of a run of `layers` those after the first take the hidden states that the one before gave.
+    """
     vis, group = spec.vision, spec.scale_factor**2
+    layers = range(vis.layers) if layers is None else layers
     rotation = (inputs["rope_cos"], inputs["rope_sin"])
-    x = ops.linear(inputs["patches"], f"{_VISION}.patch_embed.proj.weight")
-    x = ops.reshape(x, 1, -1, vis.hidden)
-    for layer in range(vis.layers):
+    if layers.start:
+        x = inputs["hidden"]
+    else:
+        x = ops.linear(inputs["patches"], f"{_VISION}.patch_embed.proj.weight")
+        x = ops.reshape(x, 1, -1, vis.hidden)
+    for layer in layers:
         at = f"{_VISION}.blocks.{layer}"
         y = ops.rms_norm(x, f"{at}.norm1.weight", vis.eps)
         qkv = ops.linear(y, f"{at}.attn.qkv.weight", f"{at}.attn.qkv.bias")
@@ -186,6 +200,8 @@ def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V]) -> V:
         )
         y = ops.mul(ops.activation(gate, vis.activation), up)
         x = ops.add(x, ops.linear(y, f"{at}.mlp.down_proj.weight", f"{at}.mlp.down_proj.bias"))
+    if layers.stop < vis.layers:
+        return x
     x = ops.rms_norm(x, f"{_MERGER}.ln_q.weight", vis.eps)
     x = ops.take(ops.reshape(x, 1, -1, group * vis.hidden), inputs["tokens"])
     x = ops.linear(x, f"{_MERGER}.mlp.0.weight", f"{_MERGER}.mlp.0.bias")

@@ -164,21 +164,25 @@ def _boundaries(grid: int) -> NDArray[np.float32]:
     return np.where(blocked, blocks, step + index * step).astype(np.float32)
 
 
-def vision_inputs(spec: ModelSpec) -> dict[str, tuple[str, tuple[int | str, ...]]]:
-    """Name -> element type and shape of what `vision` takes."""
-    side = spec.vision.image_size
-    return {"pixel_values": ("float32", ("V", 3, side, side))}
+def vision_inputs(
+    spec: ModelSpec, layers: range | None = None
+) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+    """Name -> element type and shape of what `vision` takes. V views do not meet one another."""
+    tower = spec.vision
+    if layers is not None and layers.start:
+        return {"hidden": ("float32", ("V", tower.grid**2, tower.hidden))}
+    return {"pixel_values": ("float32", ("V", 3, tower.image_size, tower.image_size))}
 
 
-def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V]) -> V:
-    """pixel_values [V, 3, S, S] -> visual tokens [V, n, D] in the text model's width."""
-    pixels = inputs["pixel_values"]
+def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V], layers: range | None = None) -> V:
+    """pixel_values [V, 3, S, S] -> visual tokens [V, n, D] in the text model's width.
+
+    Of a run of `layers` those after the first take the hidden states that the one before gave.
+    """
     tower, grid = spec.vision, spec.vision.grid
-    stem = f"{_VISION}.embeddings"
-    patches = ops.patchify(pixels, tower.image_size, tower.patch_size)
-    x = ops.linear(patches, f"{stem}.patch_embedding.weight", f"{stem}.patch_embedding.bias")
-    x = ops.add(x, ops.table(f"{stem}.position_embedding.weight", position_rows(grid)))
-    for layer in range(tower.layers):
+    layers = range(tower.layers) if layers is None else layers
+    x = inputs["hidden"] if layers.start else _patches(ops, spec, inputs["pixel_values"])
+    for layer in layers:
         at = f"{_VISION}.encoder.layers.{layer}"
         y = ops.layer_norm(x, f"{at}.layer_norm1.weight", f"{at}.layer_norm1.bias", tower.eps)
         q, k, v = (
@@ -192,9 +196,19 @@ def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V]) -> V:
         y = ops.linear(y, f"{at}.mlp.fc1.weight", f"{at}.mlp.fc1.bias")
         y = ops.activation(y, tower.activation)
         x = ops.add(x, ops.linear(y, f"{at}.mlp.fc2.weight", f"{at}.mlp.fc2.bias"))
+    if layers.stop < tower.layers:
+        return x
     post = f"{_VISION}.post_layernorm"
     x = ops.layer_norm(x, f"{post}.weight", f"{post}.bias", tower.eps)
     return ops.linear(ops.pixel_shuffle(x, grid, spec.scale_factor), _CONNECTOR)
+
+
+def _patches(ops: Ops[V], spec: ModelSpec, pixels: V) -> V:
+    """[V, 3, S, S] -> what the first layer takes [V, grid * grid, hidden]."""
+    tower, stem = spec.vision, f"{_VISION}.embeddings"
+    patches = ops.patchify(pixels, tower.image_size, tower.patch_size)
+    x = ops.linear(patches, f"{stem}.patch_embedding.weight", f"{stem}.patch_embedding.bias")
+    return ops.add(x, ops.table(f"{stem}.position_embedding.weight", position_rows(tower.grid)))
 
 
 def decoder(

@@ -15,18 +15,21 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, InputError
-from edgejudge.models.rope import rotation
 from edgejudge.models.spec import ModelSpec
+from edgejudge.runtime.decoding import PassFeeds, check_positions, run_layers
+from edgejudge.runtime.embeddings import Embeddings
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.labels import yes_probabilities
 from edgejudge.runtime.session import CPU, Session, default_threads, open_session
 from edgejudge.runtime.settings import Settings, kept_settings
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.tree import causal, even_parts, plan_passes
+from edgejudge.runtime.views import in_groups
 
 __all__ = ["Engine", "Prefix"]
 
 _TARGET = "cpu"
+_PATCHES = 1536  # of a pass through the vision tower, where views do not meet one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Engine:
     pack_tokens: int
     trace: Trace  # of the request that has the engine; another may be put in its place
     _cache: KvCache
-    _embeddings: NDArray[Any]
+    _embeddings: Embeddings
     _serial: int = 0
     _held: list[Prefix] = field(default_factory=list)
     _sessions: dict[tuple[str, int | None], Session] = field(default_factory=dict)
@@ -77,18 +80,15 @@ class Engine:
         chosen = settings or kept_settings(bundle) or Settings(default_threads())
         spec = ModelSpec.from_json(bundle.manifest.spec)
         kv = bundle.graph(_TARGET, "decoder", 0).kv
-        if kv is None or (kv.layout, kv.dtype) != ("BNSH", "float32"):
+        if kv is None or kv.layout != "BNSH" or kv.dtype not in ("float32", "int8"):
             raise BundleError(
-                f"{bundle.path}: the decoder's cache is {kv}, expected BNSH in float32"
+                f"{bundle.path}: the decoder's cache is {kv}, expected BNSH in float32 or int8"
             )
-        table = bundle.manifest.embeddings
-        embeddings = np.memmap(
-            bundle.file(table.file), np.dtype(table.dtype), "r", shape=(table.rows, table.width)
-        )
-        cache = KvCache(spec.text.layers, kv.kv_heads, kv.head_dim, kv.length_buckets)
+        shape = (spec.text.layers, kv.kv_heads, kv.head_dim, kv.length_buckets)
+        cache = KvCache(*shape, kv.dtype)
         count = chosen.threads if threads is None else threads
         sizes = (count, chosen.chunk, chosen.pack_tokens)
-        return cls(bundle, spec, *sizes, Trace(), cache, embeddings)
+        return cls(bundle, spec, *sizes, Trace(), cache, Embeddings.of(bundle))
 
     def new_trace(self) -> Trace:
         """For a request, to be put in place of `trace` while the request has the engine."""
@@ -111,12 +111,15 @@ class Engine:
         at work on another picture.
         """
         session = self._session("vision", trace=trace)
-        with (trace or self.trace).span("vision", "cpu"):
-            (tokens,) = session.run(dict(feeds))
+        groups = []
+        for some in in_groups(session.graph, feeds, self.spec, _PATCHES):
+            with (trace or self.trace).span("vision", "cpu"):
+                (tokens,) = session.run(some)
+            groups.append(np.asarray(tokens.reshape(-1, self.spec.text.hidden), np.float32))
         if self.release_vision:
             del session
             self.release("vision")
-        return np.ascontiguousarray(tokens.reshape(-1, self.spec.text.hidden), np.float32)
+        return np.ascontiguousarray(np.concatenate(groups))
 
     def prefill(
         self,
@@ -165,7 +168,7 @@ class Engine:
             positions = position + np.arange(len(ids), dtype=np.int64)
         self._check_fit(len(ids), int(positions.max(initial=0)))
         with self.trace.span(span, "cpu", tokens=len(ids)):
-            hidden = self._embed(np.asarray(ids, np.int64), visual)
+            hidden = self._embeddings.rows(np.asarray(ids, np.int64), visual)
             for part in even_parts(len(ids), self.chunk):
                 some = hidden[part]
                 bias, last = causal(len(some), self._cache.cursor), np.array([len(some) - 1])
@@ -184,7 +187,7 @@ class Engine:
 
     def snapshot(
         self, prefix: Prefix, after: Prefix | None = None, most: int | None = None
-    ) -> NDArray[np.float32] | None:
+    ) -> NDArray[Any] | None:
         """A copy of a prefix's keys and values behind `after`: [layers, 2, kv_heads, S, head_dim],
         for `restore`. None where it would take more than `most` bytes, or holds what is no number.
         """
@@ -195,9 +198,7 @@ class Engine:
         rows = self._cache.read(begin, prefix.length)
         return rows if np.isfinite(rows).all() else None
 
-    def restore(
-        self, rows: NDArray[np.float32], position: int, after: Prefix | None = None
-    ) -> Prefix:
+    def restore(self, rows: NDArray[Any], position: int, after: Prefix | None = None) -> Prefix:
         """Puts a snapshot behind the prefix that it was taken behind, instead of computing it;
         `position` is the prefix's.
         """
@@ -308,30 +309,13 @@ class Engine:
                 with self.trace.span("score", "cpu", branches=len(some), tokens=tokens):
                     for step in passes:
                         self._cache.rewind(start + step.kept)
-                        hidden = self._embed(step.ids, None)
-                        # No kernel is made for no row at all; the first one does no harm.
-                        rows = step.ends if len(step.ends) else np.zeros(1, np.int64)
-                        flow = self._decode(hidden, step.positions, step.bias, rows)
+                        hidden = self._embeddings.rows(step.ids)
+                        flow = self._decode(hidden, step.positions, step.bias, step.ends)
                         self._cache.advance(len(step.ids))
                         ends[places[step.members]] = flow[: len(step.members)]
         finally:
             self._cache.rewind(start)
         return ends
-
-    def _embed(
-        self, ids: NDArray[np.int64], visual: NDArray[np.float32] | None
-    ) -> NDArray[np.float32]:
-        """Rows of the mapped table [S, D], image tokens replaced by visual ones."""
-        if len(ids) == 0 or ids.min() < 0 or ids.max() >= len(self._embeddings):
-            raise ValueError(f"token ids must be 0..{len(self._embeddings) - 1} and at least one")
-        hidden = np.asarray(self._embeddings[ids], np.float32)
-        places = np.flatnonzero(ids == self.bundle.manifest.tokens.image)
-        given = 0 if visual is None else len(visual)
-        if len(places) != given:
-            raise ValueError(f"{len(places)} image tokens but {given} visual tokens")
-        if visual is not None:
-            hidden[places] = visual
-        return hidden
 
     def _decode(
         self,
@@ -349,39 +333,18 @@ class Engine:
             self.interrupt()
         cache, tokens = self._cache, len(hidden)
         self._check_fit(tokens, int(positions.max()))
-        total = cache.cursor + tokens
-        text = self.spec.text
-        cos, sin = rotation(positions, text.rope_theta, text.head_dim, text.rope_sections)
-        feeds: dict[str, NDArray[Any]] = {
-            "rope_cos": cos,
-            "rope_sin": sin,
-            "attention_bias": bias,
-            "seqlens_k": np.array([total - 1], np.int32),
-            "total_sequence_length": np.array(total, np.int32),
-        }
+        given = PassFeeds.of(self.spec.text, cache.cursor, positions, bias, rows)
         flow = np.ascontiguousarray(hidden[None])  # [1, S, D]
-        parts = self.bundle.manifest.parts
-        for part in parts:
+        for part in self.bundle.manifest.parts:
             session = self._session(stage, part.index)
-            if part is parts[-1]:
-                feeds["rows"] = rows
-            shared = {}
-            for layer in range(part.first_layer, part.last_layer + 1):
-                shared[f"past_key_{layer}"] = (f"present_key_{layer}", cache.keys[layer])
-                shared[f"past_value_{layer}"] = (f"present_value_{layer}", cache.values[layer])
             with self.trace.span(stage, "cpu", part=part.index, tokens=tokens):
-                (flow,) = session.run_bound({"hidden": flow, **feeds}, shared)
+                flow = run_layers(session, part, flow, given, cache)
         out: NDArray[np.float32] = flow[0]
         return out
 
     def _check_fit(self, tokens: int, last: int) -> None:
         """Room for the tokens, of which the last stands at position `last`."""
-        if last >= self.spec.text.max_positions:
-            raise InputError(
-                "too_long",
-                f"a token would stand at position {last}, the model knows "
-                f"{self.spec.text.max_positions}; use fewer or shorter conditions",
-            )
+        check_positions(self.spec.text, last)
         self._cache.reserve(tokens)
 
     def _load_decoder(self, stage: str = "decoder") -> None:

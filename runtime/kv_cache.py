@@ -6,6 +6,7 @@ know tokens, positions or sessions.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,11 @@ class KvCache:
     kv_heads: int
     head_dim: int
     buckets: tuple[int, ...]
+    dtype: str = "float32"  # or int8, whose scales are the graphs'
     cursor: int = 0
     capacity: int = 0
-    keys: list[NDArray[np.float32]] = field(default_factory=list)
-    values: list[NDArray[np.float32]] = field(default_factory=list)
+    keys: list[NDArray[Any]] = field(default_factory=list)
+    values: list[NDArray[Any]] = field(default_factory=list)
 
     def reserve(self, tokens: int) -> None:
         """Room for `tokens` more after the cursor; a larger bucket keeps what is valid.
@@ -41,20 +43,24 @@ class KvCache:
         need = self.cursor + tokens
         if need <= self.capacity:
             return
-        fitting = [b for b in self.buckets if b >= need]
-        if not fitting:
-            raise InputError(
-                "too_long",
-                f"the prompt needs {need} tokens, this bundle's cache holds {max(self.buckets)}; "
-                "use fewer or shorter conditions, or export with longer buckets",
-            )
-        self.capacity = min(fitting)
+        self.capacity = self.bucket(need)
         if not self.keys:
-            nothing = np.zeros((1, self.kv_heads, 0, self.head_dim), np.float32)
+            nothing = np.zeros((1, self.kv_heads, 0, self.head_dim), self.dtype)
             self.keys = [nothing] * self.layers
             self.values = [nothing] * self.layers
         self.keys = [self._grown(old) for old in self.keys]
         self.values = [self._grown(old) for old in self.values]
+
+    def bucket(self, tokens: int) -> int:
+        """The smallest capacity that holds so many."""
+        fitting = [b for b in self.buckets if b >= tokens]
+        if not fitting:
+            raise InputError(
+                "too_long",
+                f"the prompt needs {tokens} tokens, this bundle's cache holds {max(self.buckets)}; "
+                "use fewer or shorter conditions, or export with longer buckets",
+            )
+        return min(fitting)
 
     def advance(self, tokens: int) -> None:
         """The next `tokens` rows have been written."""
@@ -66,7 +72,7 @@ class KvCache:
         assert 0 <= cursor <= self.cursor, "a cache rewinds, it never skips forward"
         self.cursor = cursor
 
-    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+    def read(self, begin: int, end: int) -> NDArray[Any]:
         """A copy of valid rows: [layers, 2, kv_heads, end - begin, head_dim]."""
         assert 0 <= begin <= end <= self.cursor, "only valid rows can be read"
         pairs = zip(self.keys, self.values, strict=True)
@@ -74,7 +80,7 @@ class KvCache:
             [np.concatenate([k[:, :, begin:end], v[:, :, begin:end]]) for k, v in pairs]
         )
 
-    def write(self, rows: NDArray[np.float32]) -> None:
+    def write(self, rows: NDArray[Any]) -> None:
         """Puts rows that `read` gave behind the cursor and moves it."""
         tokens = rows.shape[3]
         self.reserve(tokens)
@@ -86,14 +92,14 @@ class KvCache:
     @property
     def row_bytes(self) -> int:
         """What one token takes over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * 4
+        return 2 * self.layers * self.kv_heads * self.head_dim * np.dtype(self.dtype).itemsize
 
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (*self.keys, *self.values))
 
-    def _grown(self, old: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _grown(self, old: NDArray[Any]) -> NDArray[Any]:
         # zeros, not empty: masked rows are still multiplied by a zero weight, and NaN x 0 is NaN.
-        new = np.zeros((1, self.kv_heads, self.capacity, self.head_dim), np.float32)
+        new = np.zeros((1, self.kv_heads, self.capacity, self.head_dim), self.dtype)
         new[:, :, : self.cursor] = old[:, :, : self.cursor]
         return new

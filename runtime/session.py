@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -38,9 +37,10 @@ class Session:
     _inner: Any
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Outputs in the order of the graph record."""
+        """Outputs in the order of the graph record, which may take some of the feeds only."""
+        taken = {tensor.name: feeds[tensor.name] for tensor in self.graph.inputs}
         try:
-            outputs: list[NDArray[Any]] = self._inner.run(None, dict(feeds))
+            outputs: list[NDArray[Any]] = self._inner.run(None, taken)
         except Exception as error:  # ONNX Runtime raises its own unrelated classes
             raise self._failed(error) from None
         return outputs
@@ -48,7 +48,7 @@ class Session:
     def run_bound(
         self,
         feeds: Mapping[str, NDArray[Any]],
-        shared: Mapping[str, tuple[str, NDArray[np.float32]]],
+        shared: Mapping[str, tuple[str, NDArray[Any]]],
     ) -> list[NDArray[Any]]:
         """As `run`, with buffers in place: `shared` maps an input to the output that is the same
         memory.
@@ -64,8 +64,8 @@ class Session:
             binding.bind_output(name, "cpu")
         for source, (sink, buffer) in shared.items():
             address = buffer.ctypes.data
-            binding.bind_input(source, "cpu", 0, np.float32, buffer.shape, address)
-            binding.bind_output(sink, "cpu", 0, np.float32, buffer.shape, address)
+            binding.bind_input(source, "cpu", 0, buffer.dtype, buffer.shape, address)
+            binding.bind_output(sink, "cpu", 0, buffer.dtype, buffer.shape, address)
         try:
             self._inner.run_with_iobinding(binding)
         except Exception as error:  # as above
@@ -84,8 +84,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def open_session(bundle: Bundle, graph: GraphRecord, provider: str, threads: int) -> Session:
-    """Loads a graph on one provider, all of it, or raises ProviderError."""
+def open_session(
+    bundle: Bundle, graph: GraphRecord, provider: str, threads: int, lean: bool = False
+) -> Session:
+    """Loads a graph on one provider, all of it, or raises ProviderError. A `lean` one gives memory
+    back after each run.
+    """
     path = bundle.graph_file(graph)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -93,6 +97,8 @@ def open_session(bundle: Bundle, graph: GraphRecord, provider: str, threads: int
     options.log_severity_level = 3
     # Threads that go on spinning after a run take the cores from the next graph's.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if lean:
+        options.enable_cpu_mem_arena = False
     if provider != CPU:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:

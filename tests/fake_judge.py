@@ -206,6 +206,8 @@ def manifest(
         concepts=tuple(ConceptRecord(name, (), "things") for name in concepts),
         policies=policies,
         parts=(),
+        vision_slices=(),
+        decoder_slices=(),
         graphs=(),
         relevance=None,
         embeddings=EmbeddingsRecord("embeddings.bin", "float16", 1, 1),

@@ -151,7 +151,7 @@ def _writers(opened: Checkpoint, names: list[str]) -> list[str]:
 
     class Watching:
         def __call__(self, name: str, x: Any) -> None:
-            if not name.startswith(stem) and name != opened.family.HEAD:
+            if name in names and not name.startswith(stem) and name != opened.family.HEAD:
                 made.append(name)
 
     _ask(opened, Watching(), 1)

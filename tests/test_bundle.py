@@ -39,7 +39,7 @@ REPORT = FidelityRecord(
     1e-6,
     0.0,
     1e-6,
-    WritingRecord(1, 0, 1.0, 0.0),
+    WritingRecord(1, 0, 1.0, 0.0, 1, 1),
     SideRecord(1, 2, 1, 0.1, 0.2),
     DecisionsRecord(
         pictures=1,

@@ -293,9 +293,9 @@ def test_interrupted_anywhere_leaves_the_engine_usable(bundle: Path) -> None:
                 raise MemoryError
 
         judge.engine.prefill([1, 50, 51])  # something else lies in the cache
-        made = judge._screening.prepare(images[steps % 2], _Step(step))
+        made = judge._way.prepare(images[steps % 2], _Step(step))
         stop = _Step(step)
-        verdict = judge._screening.finish(made, judge.plan(KITCHEN), stop, judge._turns)
+        verdict = judge._way.finish(made, judge.plan(KITCHEN), stop, judge._turns)
         if verdict.error is None:
             break
         assert verdict.error.code == "out_of_memory"
@@ -341,7 +341,7 @@ def test_a_cancelled_task_gives_its_turn_back(bundle: Path, judge: Judge) -> Non
         assert release.wait(30)
         return score(*args)  # type: ignore[arg-type]
 
-    judge.engine = judge._screening._engine = _Wrapped(judge.engine, held)  # type: ignore[assignment]
+    judge.engine = judge._way._engine = _Wrapped(judge.engine, held)  # type: ignore[assignment]
 
     async def cancel_one() -> None:
         first = asyncio.create_task(judge.screen_async(image, KITCHEN))

@@ -48,7 +48,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
 
 def logits_of(judge: Judge, pictures: list[Image.Image]) -> tuple[np.ndarray, str, int]:
     """After the request about the pictures; whether their prefix was kept, and what was reused."""
-    screening = judge._screening
+    screening = judge._way
     made = [screening.prepare(picture, Stop()) for picture in pictures]
     with screening.having(made, Stop(), judge._turns) as (prefix, found, reused):
         hidden = judge.engine.ends(prefix, [judge._prompts.request_ids(REQUEST)])  # type: ignore[attr-defined]
@@ -155,8 +155,8 @@ def test_more_than_the_context_holds_is_an_error_with_a_name(
 def test_text_ends_where_the_context_ends(families: dict[str, Family]) -> None:
     judge = families["smolvlm"].judge
     engine: Any = judge.engine
-    made = judge._screening.prepare(PICTURES[2], Stop())
-    with judge._screening.having([made], Stop(), judge._turns) as (prefix, *_):
+    made = judge._way.prepare(PICTURES[2], Stop())
+    with judge._way.having([made], Stop(), judge._turns) as (prefix, *_):
         filler = engine.room(prefix) - 9
     found = judge.write(PICTURES[2], "!" * filler, max_tokens=50)
     assert found.finish == "length" and 1 <= len(found.ids) < 50

@@ -115,10 +115,10 @@ def test_greedy_text_is_that_of_the_whole_prompt(judge: Judge) -> None:
     found = judge.write(PICTURE, "What is it?", max_tokens=12)
     assert len(found.ids) == 12 and found.finish == "length"
     engine: Any = judge.engine
-    made = judge._screening.prepare(PICTURE, Stop())
+    made = judge._way.prepare(PICTURE, Stop())
     asked = judge._prompts.request_ids("What is it?")
     for count, token in enumerate(found.ids):
-        with judge._screening.having([made], Stop(), judge._turns) as (prefix, *_):
+        with judge._way.having([made], Stop(), judge._turns) as (prefix, *_):
             hidden = engine.ends(prefix, [[*asked, *found.ids[:count]]])
         logits = engine.full_logits(hidden)[0]
         assert logits[token] >= logits.max() - 1e-4

@@ -1,0 +1,77 @@
+"""Pictures judged in batches, by an engine that reads its weights anew for each batch.
+
+Takes some pictures and a plan; gives their verdicts together. A picture that cannot be judged is no
+reason for the others. Knows no graph, provider or file format.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.bundle import Bundle
+from edgejudge.errors import EdgeJudgeError
+from edgejudge.images import ImageInput, Limits
+from edgejudge.judging import Answerer, Judging, Prepared, failing
+from edgejudge.models.image import preprocess
+from edgejudge.models.prompt import Prompts
+from edgejudge.plan import Plan
+from edgejudge.turns import Stop, Turns
+from edgejudge.verdict import RuleVerdict, Verdict
+
+__all__ = ["BatchScorer", "Batches"]
+
+
+@runtime_checkable
+class BatchScorer(Answerer, Protocol):
+    """What a Judge needs of an engine that works in batches: runtime/sliced.py has one."""
+
+    def ask(self, requests: Iterable[Any]) -> list[NDArray[np.float32] | EdgeJudgeError]: ...
+
+
+class Batches(Judging):
+    _engine: BatchScorer
+
+    def __init__(
+        self, bundle: Bundle, engine: BatchScorer, prompts: Prompts, limits: Limits
+    ) -> None:
+        super().__init__(bundle, engine, prompts, limits, None, [])
+
+    def judge(
+        self, images: Sequence[ImageInput], plan: Plan, stop: Stop, turns: Turns
+    ) -> list[Verdict]:
+        """In order. What ends the request ends all that have no verdict yet."""
+        made = [Prepared(self._engine.new_trace()) for _ in images]
+        rules: list[tuple[RuleVerdict, ...]] = [() for _ in images]
+        together = Prepared(self._engine.new_trace())
+        with failing(together), self._turn(together.trace, stop, turns):
+            answers = self._engine.ask(self._requests(made, images, plan, stop))
+            asked = [index for index, one in enumerate(made) if one.failure is None]
+            for index, answer in zip(asked, answers, strict=True):
+                one = made[index]
+                with failing(one):
+                    if isinstance(answer, EdgeJudgeError):
+                        raise answer
+                    rules[index] = self._rules(answer, plan, one.trace)
+        for one in made:
+            one.failure = one.failure or together.failure
+        return [self._verdict(one, plan, found) for one, found in zip(made, rules, strict=True)]
+
+    def _requests(
+        self, made: Sequence[Prepared], images: Sequence[ImageInput], plan: Plan, stop: Stop
+    ) -> Iterator[Any]:
+        """Of each picture that can be read, when it is wanted: its pixels take room."""
+        from edgejudge.runtime.sliced import Request
+
+        for one, image in zip(made, images, strict=True):
+            with failing(one):
+                rgb = self._read(one, image)
+                with one.trace.span("preprocess"):
+                    seen = preprocess(rgb, self._image_spec)
+                stop.check()
+                ids = self._prompts.prefix_ids(seen.rows, seen.cols)
+                positions = self._prompts.prefix_positions(seen.rows, seen.cols)
+            if one.failure is None:
+                trace: Any = one.trace
+                yield Request(plan.branches, ids, positions, seen.feeds, trace=trace)

@@ -1,0 +1,205 @@
+"""What every way of judging a picture shares: reading it, deciding, and the verdict itself.
+
+Takes a picture and a plan's answers; gives a verdict, also for a picture that cannot be judged.
+Knows no graph, provider or file format.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.array_store import ArrayStore, key_of
+from edgejudge.bundle import Bundle
+from edgejudge.decision import decide_picture, decide_rule
+from edgejudge.errors import InputError, ProviderError
+from edgejudge.images import ImageInput, Limits, decode, read_bytes
+from edgejudge.models.image import image_spec
+from edgejudge.models.prompt import Prompts
+from edgejudge.plan import Plan
+from edgejudge.turns import Stop, Turns
+from edgejudge.verdict import AlternativeVerdict, InputFailure, Note, RuleVerdict, Table, Verdict
+
+__all__ = ["Answerer", "Found", "Judging", "Prepared", "Spans", "failing"]
+
+Found = Literal["hit", "miss", "off"]
+
+
+class Spans(Protocol):
+    """The part of a trace that judging writes and reads."""
+
+    @property
+    def spans(self) -> Sequence[Any]: ...
+    def span(
+        self, name: str, device: str = "host", **counts: int
+    ) -> AbstractContextManager[None]: ...
+
+
+class Answerer(Protocol):
+    """What judging needs of any engine."""
+
+    trace: Any
+    interrupt: Callable[[], None] | None
+
+    @property
+    def placement(self) -> dict[str, str]: ...
+    def new_trace(self) -> Any: ...
+    def score_blind(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
+    def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]: ...
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A picture on its way. `failure` is set where it ends here."""
+
+    trace: Spans
+    path: str | None = None
+    sha256: str | None = None
+    notes: tuple[Note, ...] = ()
+    failure: InputFailure | None = None
+
+
+class Judging:
+    """`store` keeps language priors longer than the process."""
+
+    _engine: Answerer
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Answerer,
+        prompts: Prompts,
+        limits: Limits,
+        store: ArrayStore | None,
+        identity: Sequence[bytes],
+    ) -> None:
+        """`identity` is all that a kept number depends on."""
+        self._bundle, self._engine, self._prompts = bundle, engine, prompts
+        self._limits, self._store, self._identity = limits, store, list(identity)
+        self._label_rows = bundle.manifest.label_rows
+        self._image_spec = image_spec(bundle.manifest.preprocessing)
+        self._priors = {
+            condition.text: condition.language_prior
+            for policy in bundle.manifest.policies
+            for rule in policy.rules
+            for either in rule.conditions
+            for condition in either
+        }
+
+    def _read(self, made: Prepared, image: ImageInput) -> NDArray[np.uint8]:
+        """Its pixels, as they are to be seen."""
+        with made.trace.span("decode"):
+            if isinstance(image, str | PathLike):
+                made.path = fspath(image)
+                image = read_bytes(made.path, self._limits)
+            if isinstance(image, bytes | bytearray | memoryview):
+                made.sha256 = hashlib.sha256(image).hexdigest()
+            picture = decode(image, self._limits)
+        made.notes = picture.notes
+        return picture.rgb
+
+    def _verdict(
+        self,
+        made: Prepared,
+        plan: Plan,
+        rules: tuple[RuleVerdict, ...],
+        found: Found = "off",
+        reused: int = 0,
+    ) -> Verdict:
+        failed = made.failure is not None
+        notes = () if failed else made.notes + plan.notes
+        return Verdict(
+            verdict=None if failed else decide_picture(rules, notes),
+            path=made.path,
+            sha256=made.sha256,
+            rules=rules,
+            notes=notes,
+            error=made.failure,
+            bundle=self._bundle.manifest.name,
+            bundle_sha256=self._bundle.fingerprint,
+            policy=plan.policy,
+            policy_version=plan.version,
+            policy_sha256=plan.sha256,
+            stages_ms=_stages_ms(made.trace),
+            placement=Table({} if failed else self._engine.placement),
+            prefix_cache=found,
+            reused_tokens=reused,
+        )
+
+    def _rules(
+        self, logits: NDArray[np.float32], plan: Plan, trace: Spans
+    ) -> tuple[RuleVerdict, ...]:
+        """Label logits [B, R] of the plan's branches -> its rules, decided."""
+        with trace.span("decide"):
+            probabilities = self._engine.label_probabilities(logits).tolist()  # [B]
+            return tuple(
+                decide_rule(
+                    rule.id,
+                    rule.text,
+                    rule.category,
+                    rule.threshold,
+                    plan.band,
+                    [
+                        [AlternativeVerdict(q.text, probabilities[q.branch], q.known) for q in each]
+                        for each in rule.conditions
+                    ],
+                )
+                for rule in plan.rules
+            )
+
+    def priors(self, texts: Sequence[str], stop: Stop, turns: Turns) -> dict[str, float]:
+        """P(yes | no image) of each condition: compiled into the bundle, kept from earlier, or
+        computed now.
+        """
+        if missing := [text for text in dict.fromkeys(texts) if text not in self._priors]:
+            prompts = [self._prompts.blind_ids(text) for text in missing]
+            store = self._store
+            # Together, as they were asked: each is that of its own prompt within 1e-5.
+            ids = [np.array(prompt, "<i4").tobytes() for prompt in prompts]
+            key = key_of([*self._identity, b"language priors", *ids])
+            kept = None if store is None else store.get(key)
+            if kept is not None and kept[0].shape == (len(prompts), len(self._label_rows)):
+                logits = kept[0]
+            else:
+                with self._turn(self._engine.new_trace(), stop, turns):
+                    logits = self._engine.score_blind(prompts)
+            found = self._engine.label_probabilities(logits)
+            if store is not None and kept is None:
+                store.put(key, logits)
+            self._priors |= dict(zip(missing, found.tolist(), strict=True))
+        return {text: self._priors[text] for text in texts}
+
+    @contextmanager
+    def _turn(self, trace: Spans, stop: Stop, turns: Turns) -> Iterator[None]:
+        with turns.turn(stop):
+            self._engine.trace, self._engine.interrupt = trace, stop.check
+            try:
+                yield
+            finally:
+                self._engine.interrupt = None
+
+
+@contextmanager
+def failing(made: Prepared) -> Iterator[None]:
+    """What goes wrong with one picture becomes its failure, and no more."""
+    try:
+        yield
+    except (InputError, ProviderError) as error:
+        code = error.code if isinstance(error, InputError) else "engine_failed"
+        made.failure = InputFailure(code, str(error))
+    except MemoryError:
+        made.failure = InputFailure("out_of_memory", "it does not fit into memory; scale it down")
+
+
+def _stages_ms(trace: Spans) -> Table[float]:
+    """Outermost spans only: a stage inside another is part of that one's time."""
+    stages: dict[str, float] = {}
+    for span in trace.spans:
+        if span.parent is None:
+            stages[span.name] = stages.get(span.name, 0.0) + span.ms
+    return Table(stages)

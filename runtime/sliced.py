@@ -1,0 +1,307 @@
+"""An engine for little memory: a few layers at a time are loaded, and pass all pictures of a batch.
+
+Takes an opened bundle, how many bytes the process may take, and requests; gives label logits. What
+layers hand to the next ones waits on disk, keys and values live as long as the layers that made
+them. Weights are read again for each batch, so large batches are cheaper. Knows no policy.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.bundle import Bundle, PartRecord
+from edgejudge.errors import BundleError, EdgeJudgeError, InputError, ProviderError
+from edgejudge.models.spec import ModelSpec
+from edgejudge.runtime.decoding import PassFeeds, check_positions, run_layers
+from edgejudge.runtime.embeddings import Embeddings
+from edgejudge.runtime.kv_cache import KvCache
+from edgejudge.runtime.labels import yes_probabilities
+from edgejudge.runtime.memory import Room, fits, free_unused
+from edgejudge.runtime.session import CPU, Session, default_threads, open_session
+from edgejudge.runtime.trace import Trace
+from edgejudge.runtime.tree import causal, even_parts, plan_passes
+from edgejudge.runtime.views import in_groups
+
+__all__ = ["Request", "SlicedEngine", "fits"]
+
+_TARGET = "cpu"
+_TOKENS = 256  # of a pass: longer ones gain little and take room
+_PATCHES = 768  # of a pass through the vision tower, where views do not meet one another
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Label logits wanted at the end of each branch over a prefix. `feeds` are the vision graph's
+    inputs, where there is a picture. `positions` [S] or [3, S] are the prefix's rope positions,
+    None counts them.
+    """
+
+    branches: Sequence[Sequence[int]]
+    ids: Sequence[int] = ()
+    positions: NDArray[np.int64] | None = None
+    feeds: Mapping[str, NDArray[Any]] | None = None
+    trace: Trace = field(default_factory=Trace)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One pass of a request: S tokens behind `cursor` cached ones. `rows` of it are the ends of the
+    branches `members`.
+    """
+
+    cursor: int
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    bias: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    members: NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class _Picture:
+    """A request on its way; its arrays lie in `folder`."""
+
+    request: Request
+    folder: Path
+    ends: NDArray[np.float32]  # [B, D], filled by the last layers
+    groups: int = 0  # of views that pass the tower together
+    failure: EdgeJudgeError | None = None
+
+    def put(self, name: str, array: NDArray[Any]) -> None:
+        try:
+            np.save(self.folder / f"{name}.npy", array)
+        except OSError as error:
+            raise InputError(
+                "no_room",
+                f"{self.folder}: what layers hand on could not be written "
+                f"({error.strerror or error}); make room there, or set TMPDIR to another folder",
+            ) from None
+
+    def get(self, name: str) -> NDArray[Any]:
+        found: NDArray[Any] = np.load(self.folder / f"{name}.npy")
+        return found
+
+
+@dataclass(slots=True)
+class SlicedEngine:
+    """What `Engine` does for a verdict, in less memory; text it does not write. Not for use by two
+    threads at once.
+    """
+
+    bundle: Bundle
+    spec: ModelSpec
+    threads: int
+    room: Room
+    trace: Trace
+    _embeddings: Embeddings
+    interrupt: Callable[[], None] | None = None  # called before each pass, which it may prevent
+    placement: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, bundle: Bundle, budget: int, threads: int | None = None) -> Self:
+        """`budget` in bytes is for the whole process. Raises BundleError for one that is less than
+        the largest slice needs.
+        """
+        spec = ModelSpec.from_json(bundle.manifest.spec)
+        manifest, text, vision = bundle.manifest, spec.text, spec.vision
+        if not (manifest.vision_slices and manifest.decoder_slices):
+            raise BundleError(f"{bundle.path}: has no slices; export it again with this edgejudge")
+        room = Room(budget)
+        room.check(manifest.vision_slices, _PATCHES, vision.hidden, vision.intermediate)
+        room.check(manifest.decoder_slices, _TOKENS, text.hidden, text.intermediate)
+        chosen = default_threads() if threads is None else threads
+        return cls(bundle, spec, chosen, room, Trace(), Embeddings.of(bundle))
+
+    def new_trace(self) -> Trace:
+        return Trace()
+
+    def ask(self, requests: Iterable[Request]) -> list[NDArray[np.float32] | EdgeJudgeError]:
+        """Label logits [B, R] of each request, or what kept it from having some.
+
+        Requests are taken one after another and their arrays put on disk before the next is.
+        """
+        with tempfile.TemporaryDirectory(prefix="edgejudge-") as scratch:
+            pictures: list[_Picture] = []
+            for request in requests:
+                folder = Path(scratch, str(len(pictures)))
+                folder.mkdir()
+                pictures.append(self._begin(request, folder))
+            self._encode([p for p in pictures if p.groups])
+            self._decode(pictures)
+            return [p.failure or self._logits(p) for p in pictures]
+
+    def score_blind(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Label logits [B, R] of whole prompts without an image."""
+        (found,) = self.ask([Request(prompts, trace=self.trace)])
+        if isinstance(found, EdgeJudgeError):
+            raise found
+        return found
+
+    def label_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """P(yes) of two labels [B]; ProviderError where a logit is not a number."""
+        return yes_probabilities(logits, self.bundle.manifest.labels)
+
+    def _begin(self, request: Request, folder: Path) -> _Picture:
+        ends = np.zeros((len(request.branches), self.spec.text.hidden), np.float32)
+        picture = _Picture(request, folder, ends)
+        if request.feeds is not None:
+            first = self.bundle.graph(_TARGET, "vision_slice", 0)
+            taken = {tensor.name for tensor in first.inputs}
+            for group in in_groups(first, request.feeds, self.spec, _PATCHES):
+                for name, array in group.items():
+                    picture.put(f"{name}.{picture.groups}", array)
+                picture.groups += 1
+            for name in request.feeds.keys() - taken:  # which a later slice takes
+                picture.put(f"{name}.0", request.feeds[name])
+            picture.request = Request(
+                request.branches, request.ids, request.positions, trace=request.trace
+            )
+        return picture
+
+    def _encode(self, pictures: Sequence[_Picture]) -> None:
+        def work(_: PartRecord, session: Session) -> None:
+            names = [tensor.name for tensor in session.graph.inputs]
+            for picture in _left(pictures):
+                with _failing(picture), picture.request.trace.span("vision", "cpu"):
+                    for group in range(picture.groups):
+                        self._may_go_on()
+                        feeds = {name: picture.get(f"{name}.{group}") for name in names}
+                        (out,) = session.run(feeds)
+                        picture.put(f"hidden.{group}", out)
+
+        self._through("vision", self.bundle.manifest.vision_slices, pictures, work)
+
+    def _visual(self, picture: _Picture) -> NDArray[np.float32]:
+        groups = [picture.get(f"hidden.{group}") for group in range(picture.groups)]
+        width = self.spec.text.hidden
+        return np.concatenate([np.asarray(g.reshape(-1, width), np.float32) for g in groups])
+
+    def _decode(self, pictures: Sequence[_Picture]) -> None:
+        """Fills `ends` of each."""
+        longest = 0
+        for picture in _left(pictures):
+            with _failing(picture):
+                longest = max(longest, self._embed(picture))
+
+        def work(part: PartRecord, session: Session) -> None:
+            cache = self._cache(part)
+            cache.buckets = (longest,)  # of the batch: not a row more than it needs
+            cache.reserve(longest)
+            for picture in _left(pictures):
+                with _failing(picture), picture.request.trace.span("decoder", "cpu"):
+                    self._run(picture, part, session, cache)
+
+        self._through("decoder", self.bundle.manifest.decoder_slices, pictures, work)
+
+    def _embed(self, picture: _Picture) -> int:
+        """Puts down what the first layers take; gives how many tokens the cache must hold."""
+        visual = self._visual(picture) if picture.groups else None
+        longest = used = 0
+        for index, step in enumerate(self._steps(picture.request)):
+            image = self.bundle.manifest.tokens.image
+            count = int((step.ids == image).sum())
+            some = None if visual is None else visual[used : used + count]
+            picture.put(f"pass.{index}", self._embeddings.rows(step.ids, some)[None])
+            used += count
+            longest = max(longest, step.cursor + len(step.ids))
+            check_positions(self.spec.text, int(step.positions.max()))
+        if visual is not None and used != len(visual):
+            raise ValueError(f"{used} image tokens but {len(visual)} visual tokens")
+        for part in self.bundle.manifest.decoder_slices:
+            cache = self._cache(part)
+            cache.bucket(longest)
+            self.room.check_cache(cache.row_bytes * longest)
+        return longest
+
+    def _cache(self, part: PartRecord) -> KvCache:
+        """Of one slice, with nothing reserved yet."""
+        kv = self.bundle.graph(_TARGET, "decoder_slice", part.index).kv
+        if kv is None:
+            raise AssertionError("a decoder graph has a cache")
+        layers = part.last_layer + 1 - part.first_layer
+        return KvCache(layers, kv.kv_heads, kv.head_dim, kv.length_buckets, kv.dtype)
+
+    def _run(self, picture: _Picture, part: PartRecord, session: Session, cache: KvCache) -> None:
+        cache.rewind(0)
+        last = part.last_layer == self.spec.text.layers - 1
+        for index, step in enumerate(self._steps(picture.request)):
+            self._may_go_on()
+            cache.rewind(step.cursor)
+            given = PassFeeds.of(self.spec.text, step.cursor, step.positions, step.bias, step.rows)
+            hidden = picture.get(f"pass.{index}")
+            hidden = run_layers(session, part, hidden, given, cache, part.first_layer)
+            cache.advance(len(step.ids))
+            if last:
+                picture.ends[step.members] = hidden[0, : len(step.members)]
+            else:
+                picture.put(f"pass.{index}", hidden)
+
+    def _steps(self, request: Request) -> Iterator[_Step]:
+        """The prefix in passes, then the questions."""
+        ids, positions = np.asarray(request.ids, np.int64), request.positions
+        if positions is None:
+            positions = np.arange(len(ids), dtype=np.int64)
+        none = np.zeros(0, np.int64)
+        for some in even_parts(len(ids), _TOKENS):
+            bias = causal(some.stop - some.start, some.start)
+            yield _Step(some.start, ids[some], positions[..., some], bias, none, none)
+        position = int(positions.max(initial=-1)) + 1
+        for step in plan_passes(request.branches, len(ids), position, _TOKENS):
+            cursor = len(ids) + step.kept
+            yield _Step(cursor, step.ids, step.positions, step.bias, step.ends, step.members)
+
+    def _through(
+        self,
+        stage: str,
+        slices: Sequence[PartRecord],
+        pictures: Sequence[_Picture],
+        work: Callable[[PartRecord, Session], None],
+    ) -> None:
+        """`work` with one slice after another, each freed before the next is loaded, while a
+        picture is left. Loading is timed as that of the first one.
+        """
+        for part in slices:
+            left = _left(pictures)
+            if not left:
+                return
+            work(part, self._open(f"{stage}_slice", part.index, left[0].request.trace))
+            free_unused()
+
+    def _open(self, stage: str, part: int | None, trace: Trace) -> Session:
+        with trace.span("load", "cpu"):
+            graph = self.bundle.graph(_TARGET, stage, part)
+            session = open_session(self.bundle, graph, CPU, self.threads, lean=True)
+        self.placement[stage] = session.provider
+        return session
+
+    def _logits(self, picture: _Picture) -> NDArray[np.float32]:
+        session = self._open("verdict_head", None, picture.request.trace)
+        with picture.request.trace.span("verdict_head", "cpu"):
+            (logits,) = session.run({"hidden": picture.ends})
+        return np.ascontiguousarray(logits, np.float32)
+
+    def _may_go_on(self) -> None:
+        if self.interrupt is not None:
+            self.interrupt()
+
+
+def _left(pictures: Sequence[_Picture]) -> list[_Picture]:
+    return [picture for picture in pictures if picture.failure is None]
+
+
+@contextmanager
+def _failing(picture: _Picture) -> Iterator[None]:
+    """What goes wrong with one picture is its failure and ends its way, not that of others."""
+    try:
+        yield
+    except (InputError, ProviderError) as error:
+        picture.failure = error
+    except MemoryError:
+        message = "it does not fit into memory; scale it down"
+        picture.failure = InputError("out_of_memory", message)
