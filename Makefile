@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate lint types clean bench bench-prefill bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
+.PHONY: help demo test test-gate lint types clean bench bench-prefill bench-memory bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,6 +104,9 @@ bench-prefill: $(VENV)/.runtime  ## where a prompt's time goes, operator by oper
 
 bench-side: $(VENV)/.test  ## how many exact columns outliers need that were put into a judge
 	$(BIN)/python tests/bench/side.py $(CHECKPOINTS)
+
+bench-memory: $(VENV)/.runtime  ## seconds and memory within a budget (BUNDLE=..., BENCH_ARGS="--batch 1 --batch 8")
+	$(BIN)/python tests/bench/lean.py $(BUNDLE) $(BENCH_ARGS)
 
 bench-export: $(VENV)/.test  ## time, memory and gate of exports (JUDGES="NAME:RECIPE ..."); gigabytes in TMPDIR
 	$(BIN)/python tests/bench/exports.py $(JUDGES)

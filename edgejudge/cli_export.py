@@ -40,10 +40,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe",
         default="balanced",
-        choices=("exact", "balanced", "small", "w8", "fast"),
+        choices=("exact", "balanced", "small", "w8", "fast", "fast8"),
         help="precision of the weights: float32, four bits with eight where judges are sensitive, "
-        "four in the whole decoder, eight everywhere, or integers on both sides of every matrix "
-        "(default: balanced)",
+        "four in the whole decoder, eight everywhere, or integers on both sides of every matrix, "
+        "seven bits of weights for any processor or eight for those with VNNI or ARM (default: "
+        "balanced)",
     )
     cut = parser.add_mutually_exclusive_group()
     cut.add_argument(

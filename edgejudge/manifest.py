@@ -74,7 +74,7 @@ class KvRecord:
 @dataclass(frozen=True, slots=True)
 class GraphRecord:
     target: str
-    stage: str  # vision, decoder, verdict_head, writer, lm_head, relevance, *_slice
+    stage: str  # vision, decoder, verdict_head, writer, lm_head, ...
     part: int | None
     shape: str  # "dynamic", or the fixed number of tokens
     file: str

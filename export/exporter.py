@@ -211,12 +211,14 @@ def _fill(
         writing = plan.for_writing()
         writer = GraphWriter(
             folder,
+            store,
             family,
             spec,
             labels.token_ids,
             maker(plan),
             None if writing is None else maker(writing),
             "int8" if plan.kv_steps else "float32",
+            bool(recipe.integer) and recipe.integer_bits == 8,
         )
         written = writer.write(_runs(checkpoint, plan, cut))
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgejudge.bundle import GraphRecord, KvRecord, PartRecord
+from edgejudge.export.onnx_graph import OnnxGraph, overflow_check
 from edgejudge.export.onnx_ops import OnnxOps
+from edgejudge.export.store import WeightStore
 from edgejudge.models.family import Family
 from edgejudge.models.spec import ModelSpec
 
@@ -45,12 +47,14 @@ class GraphWriter:
     """
 
     folder: Path
+    store: WeightStore
     family: Family
     spec: ModelSpec
     label_rows: tuple[int, ...]
     judging: Callable[[str], OnnxOps]
     writing: Callable[[str], OnnxOps] | None
     kv_dtype: str  # "float32", or "int8" where builders have steps for it
+    wide_integers: bool  # which some processors cannot add up
 
     def write(self, runs: Runs) -> Written:
         whole, _ = self._vision("vision", None, range(self.spec.vision.layers))
@@ -59,6 +63,9 @@ class GraphWriter:
         if self.writing is not None:
             graphs += self._each(self._decoder, "writer", runs.parts)[0]
         graphs.append(self._head("lm_head", None, self.writing or self.judging))
+        if self.wide_integers:
+            check = overflow_check(self.store)
+            graphs.append(_save(self.folder, check, "overflow_check", None, None))
         # Last, so that the order of weights in their files is that of the graphs in daily use.
         thin, vision_slices = self._each(self._vision, "vision_slice", runs.vision_slices)
         graphs += thin
@@ -150,7 +157,7 @@ def _buckets(longest: int) -> Iterator[int]:
 
 
 def _save(
-    folder: Path, ops: OnnxOps, stage: str, part: int | None, kv: KvRecord | None
+    folder: Path, ops: OnnxGraph, stage: str, part: int | None, kv: KvRecord | None
 ) -> GraphRecord:
     file = f"{TARGET}.{stage}.onnx" if part is None else f"{TARGET}.{stage}.{part}.onnx"
     (folder / file).write_bytes(ops.model())

@@ -15,9 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from edgejudge.bundle import TensorRecord
 from edgejudge.export.store import Place, WeightStore
 
-__all__ = ["IR_VERSION", "OPSETS", "OnnxGraph"]
+__all__ = ["IR_VERSION", "OPSETS", "OnnxGraph", "overflow_check"]
 
 IR_VERSION = 10  # onnx's own default is newer than the runtimes read
+_CHECKED = (64, 32)  # rows and columns of what an overflow check multiplies
 OPSETS = {"": 21, "com.microsoft": 1}
 _TYPES = {
     "float32": TensorProto.FLOAT,
@@ -130,10 +131,26 @@ class OnnxGraph:
         self._used[key] = place
         return key
 
-    def _scalar(self, name: str, value: np.generic) -> str:
+    def _inline(self, name: str, value: np.generic | NDArray[np.generic]) -> str:
+        """A small constant, inside the graph itself."""
         if name not in self._initializers:
             self._initializers[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
+
+
+def overflow_check(store: WeightStore) -> OnnxGraph:
+    """`levels` uint8 [S, K] against the largest and the smallest bytes there are, by the kernel of
+    integer matrices: `sums` [S, N]. Where pairs of products are added in 16 bits they overflow.
+    """
+    graph = OnnxGraph("overflow_check", store)
+    graph.input("levels", "uint8", "S", _CHECKED[0])
+    extremes = np.where(np.arange(_CHECKED[1]) % 2, -127, 127).astype(np.int8)
+    weights = graph._inline("extremes", np.broadcast_to(extremes, _CHECKED).copy())
+    one, zero = graph._inline("one", np.float32(1)), graph._inline("zero", np.uint8(128))
+    inputs = ["levels", weights, one, one, zero]
+    sums = graph._node("MatMulIntegerToFloat", inputs, domain="com.microsoft")
+    graph.output(sums, "sums", "float32", "S", _CHECKED[1])
+    return graph
 
 
 def _value_info(tensor: TensorRecord) -> onnx.ValueInfoProto:

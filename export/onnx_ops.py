@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from edgejudge.export.blocks import Plan
 from edgejudge.export.ledger import Ledger
@@ -143,9 +142,9 @@ class OnnxOps(OnnxGraph):
         inputs = [
             rounded,
             self._weight(level_key, _INTEGER_FILE, _never),
-            self._scalar("one", np.float32(1)),
+            self._inline("one", np.float32(1)),
             self._weight(scale_key, _INTEGER_FILE, _never),
-            self._scalar("zero_of_tokens", np.uint8(128)),
+            self._inline("zero_of_tokens", np.uint8(128)),
         ]
         y = self._node("MatMulIntegerToFloat", inputs, domain="com.microsoft")
         self._steps[y] = step
@@ -169,15 +168,18 @@ class OnnxOps(OnnxGraph):
         """
         if (x, exact) not in self._tokens:
             # Steps that are not in x yet change no level of it.
-            sizes = super()._node("Abs", [x])
-            if exact:
-                sizes = self.mul(sizes, self._all_but(exact, width))
-            largest = self._node("ReduceMax", [sizes, self._constant([-1])])
-            largest = self._node("Max", [largest, self._scalar("tiny", np.float32(LEAST_PEAK))])
-            step = self._node("Div", [largest, self._scalar("top", np.float32(127))])
+            seen = super()._node("Mul", [x, self._all_but(exact, width)]) if exact else x
+            # Read twice: that is faster than to write what Abs gives.
+            high, low = (
+                super(OnnxOps, self)._node(f"Reduce{end}", [seen, self._constant([-1])])
+                for end in ("Max", "Min")
+            )
+            tiny = self._inline("tiny", np.float32(LEAST_PEAK))
+            largest = self._node("Max", [high, self._node("Neg", [low]), tiny])
+            step = self._node("Div", [largest, self._inline("top", np.float32(127))])
             ends = [
-                self._scalar("one", np.float32(1)),
-                self._scalar("zero_of_tokens", np.uint8(128)),
+                self._inline("one", np.float32(1)),
+                self._inline("zero_of_tokens", np.uint8(128)),
             ]
             levels = self._node("QuantizeLinear", [super()._node("Div", [x, step]), *ends])
             if x in self._steps:
@@ -191,7 +193,7 @@ class OnnxOps(OnnxGraph):
         if name not in self._initializers:
             ones = np.ones(width, np.float32)
             ones[list(columns)] = 0
-            self._initializers[name] = numpy_helper.from_array(ones, name)
+            return self._inline(name, ones)
         return name
 
     def _store_rows(self, weight: str, level_key: str, scale_key: str) -> None:

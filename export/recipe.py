@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 DEFAULT_RECIPE = "balanced"
-RECIPE_NAMES = ("exact", "balanced", "small", "w8", "fast")
+RECIPE_NAMES = ("exact", "balanced", "small", "w8", "fast", "fast8")
 Kinds = Callable[[str], str]  # weight name -> kind
 _LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
 

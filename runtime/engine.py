@@ -20,6 +20,7 @@ from edgejudge.runtime.decoding import PassFeeds, check_positions, run_layers
 from edgejudge.runtime.embeddings import Embeddings
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.labels import yes_probabilities
+from edgejudge.runtime.overflow import check_overflow
 from edgejudge.runtime.session import CPU, Session, default_threads, open_session
 from edgejudge.runtime.settings import Settings, kept_settings
 from edgejudge.runtime.trace import Trace
@@ -87,6 +88,7 @@ class Engine:
         shape = (spec.text.layers, kv.kv_heads, kv.head_dim, kv.length_buckets)
         cache = KvCache(*shape, kv.dtype)
         count = chosen.threads if threads is None else threads
+        check_overflow(bundle, _TARGET, count)
         sizes = (count, chosen.chunk, chosen.pack_tokens)
         return cls(bundle, spec, *sizes, Trace(), cache, Embeddings.of(bundle))
 

@@ -23,6 +23,7 @@ from edgejudge.runtime.embeddings import Embeddings
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.labels import yes_probabilities
 from edgejudge.runtime.memory import Room, fits, free_unused
+from edgejudge.runtime.overflow import check_overflow
 from edgejudge.runtime.session import CPU, Session, default_threads, open_session
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.tree import causal, even_parts, plan_passes
@@ -116,6 +117,7 @@ class SlicedEngine:
         room.check(manifest.vision_slices, _PATCHES, vision.hidden, vision.intermediate)
         room.check(manifest.decoder_slices, _TOKENS, text.hidden, text.intermediate)
         chosen = default_threads() if threads is None else threads
+        check_overflow(bundle, _TARGET, chosen)
         return cls(bundle, spec, chosen, room, Trace(), Embeddings.of(bundle))
 
     def new_trace(self) -> Trace:

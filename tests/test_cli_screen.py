@@ -33,7 +33,7 @@ SCRIPT = """if True:
             if self.left < 0:
                 raise RuntimeError("the engine broke")
             return super().prefill(ids, visual, *more)
-    def load(cls, path=None, fingerprint=None, *, threads=None, verify=False, allow_random=False, **_):
+    def load(cls, path=None, fingerprint=None, *, verify=False, **_):
         bundle = Bundle.open(path or os.environ["FAKE_BUNDLE"], fingerprint, verify)
         return cls(bundle, SlowEngine())
     edgejudge.judge.Judge.load = classmethod(load)

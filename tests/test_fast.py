@@ -12,12 +12,14 @@ import torch
 import tiny
 import tiny_qwen
 from edgejudge.bundle import Bundle, Manifest
+from edgejudge.errors import ProviderError
 from edgejudge.export import Reference, Stored, export, open_checkpoint, prepared
 from edgejudge.export.blocks import Plan
 from edgejudge.export.eager import EagerOps
 from edgejudge.export.recipe import recipe_named
 from edgejudge.fidelity import export_bundle, graph_error
-from edgejudge.runtime import Engine
+from edgejudge.runtime import Engine, overflow
+from edgejudge.runtime.sliced import SlicedEngine
 from one_layer import NAME, run_layer
 
 torch.set_num_threads(1)
@@ -127,6 +129,9 @@ def test_a_trained_judge_passes_the_gate(tmp_path: Path) -> None:
     assert report is not None and report.decisions is not None
     assert report.decisions.flips <= 8 and report.decisions.probability_error_99 <= 0.05
     assert report.hidden_error < 0.02, "four bits move it by more"
+    text = report.writing
+    assert text is not None and text.words == text.decisions > 40, "it was trained on its labels"
+    assert text.agree >= 0.98 * text.words
 
 
 @pytest.mark.parametrize("kind,bits", [("vision", 8), ("decoder.middle.up_proj", 4)])
@@ -150,3 +155,52 @@ def test_a_layer_in_blocks_rounds_what_the_reference_rounds(
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
     assert np.abs(plain - expected).max() > 10 * np.abs(found - expected).max()
     assert np.abs(run(values[:, 7:8]) - found[:, 7:8]).max() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """With eight-bit weights."""
+    root = tmp_path_factory.mktemp("wide")
+    folder = tiny.make_checkpoint(root / "checkpoint")
+    return Bundle.open(export(folder, root / "bundle", "fast8"), unsealed=True)
+
+
+class Overflowing:
+    """A kernel that adds products of bytes in pairs of 16 bits, as x86 does without VNNI."""
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+
+    def run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        levels = feeds["levels"].astype(np.int64)
+        weights = np.where(np.arange(32) % 2, -127, 127)
+        pairs = np.clip((levels[:, ::2] + levels[:, 1::2])[..., None] * weights, -32768, 32767)
+        total = pairs.sum(1) - 128 * 64 * weights
+        return [total.astype(np.float32)]
+
+
+def test_eight_bits_are_refused_where_they_overflow(
+    wide: Bundle, bundles: dict[str, tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overflow, "open_session", lambda _, graph, *__: Overflowing(graph))
+    with pytest.raises(ProviderError, match="overflow on this processor.*--recipe fast,"):
+        Engine.open(wide)
+    with pytest.raises(ProviderError, match="overflow on this processor"):
+        SlicedEngine.open(wide, 8 << 30)
+    Engine.open(Bundle.open(bundles["smolvlm"][1], unsealed=True))  # seven bits never do
+
+
+def test_eight_bits_are_nearer_where_they_do_not(
+    wide: Bundle, bundles: dict[str, tuple[Path, Path]]
+) -> None:
+    try:
+        engine = Engine.open(wide)
+    except ProviderError:
+        pytest.skip("this processor adds products of bytes in 16 bits")
+    assert graph_error(wide, engine) < recipe_named("fast8").tolerance
+    narrow = Bundle.open(bundles["smolvlm"][1], unsealed=True)
+    moved = {
+        bits: max(q.relative_rms_error for q in bundle.manifest.quantization if q.bits == bits)
+        for bits, bundle in ((7, narrow), (8, wide))
+    }
+    assert moved[8] < 0.6 * moved[7]

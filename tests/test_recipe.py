@@ -22,23 +22,23 @@ def bits(recipe: str, kind: str) -> int | None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"),  # exact, balanced, small, w8, fast
+    ("kind", "expected"),  # exact, balanced, small, w8, fast, fast8
     [
-        ("vision", (None, 8, 8, 8, 7)),
-        ("connector", (None, 8, 8, 8, 7)),
-        ("head", (None, 8, 4, 8, 8)),
-        ("decoder.first.q_proj", (None, 8, 4, 8, 7)),
-        ("decoder.middle.q_proj", (None, 4, 4, 8, 7)),
-        ("decoder.middle.v_proj", (None, 8, 4, 8, 7)),
-        ("decoder.middle.down_proj", (None, 8, 4, 8, 7)),
-        ("decoder.last.up_proj", (None, 8, 4, 8, 7)),
+        ("vision", (None, 8, 8, 8, 7, 8)),
+        ("connector", (None, 8, 8, 8, 7, 8)),
+        ("head", (None, 8, 4, 8, 8, 8)),
+        ("decoder.first.q_proj", (None, 8, 4, 8, 7, 8)),
+        ("decoder.middle.q_proj", (None, 4, 4, 8, 7, 8)),
+        ("decoder.middle.v_proj", (None, 8, 4, 8, 7, 8)),
+        ("decoder.middle.down_proj", (None, 8, 4, 8, 7, 8)),
+        ("decoder.last.up_proj", (None, 8, 4, 8, 7, 8)),
     ],
 )
 def test_bits_by_kind(kind: str, expected: tuple[int | None, ...]) -> None:
     assert tuple(bits(name, kind) for name in RECIPE_NAMES) == expected
-    assert RECIPE_NAMES == ("exact", "balanced", "small", "w8", "fast")
+    assert RECIPE_NAMES == ("exact", "balanced", "small", "w8", "fast", "fast8")
     assert [name for name in RECIPE_NAMES if recipe_named(name).on_integers(kind)] == (
-        [] if kind == "head" else ["fast"]
+        [] if kind == "head" else ["fast", "fast8"]
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tiny
 import tiny_qwen
 from edgejudge.bundle import Bundle
-from edgejudge.combinations import written_ends
+from edgejudge.combinations import Spoken, written_ends
 from edgejudge.export import Reference, Stored, export, open_checkpoint, prepared
 from edgejudge.runtime import Engine
 from edgejudge.runtime.tree import even_parts
@@ -131,6 +131,24 @@ def test_the_gates_way_is_the_same_as_step_by_step(
         if branch[:-1]:
             after = engine.prefill(branch[:-1], after=after)
         assert np.abs(engine.step(branch[-1], after)[1] - end).max() < 1e-5
+
+
+def test_what_is_written_is_held_against_what_is_decided(
+    engines: dict[tuple[str, str], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines["smolvlm", "w8"]
+    manifest = engine.bundle.manifest
+    ids = {
+        label: [manifest.label_rows[row] for row in rows] for label, rows in manifest.labels.items()
+    }
+    other = next(i for i in range(400) if i not in manifest.label_rows)
+    written = [ids["yes"][0], ids["no"][-1], ids["no"][0], other]
+    logits = np.zeros((4, manifest.embeddings.rows), np.float32)
+    logits[np.arange(4), written] = 1
+    monkeypatch.setattr(Engine, "full_logits", lambda *_: logits)
+    spoken = Spoken()
+    spoken.add(engine, np.zeros((4, 64), np.float32), np.array([0.9, 0.1, 0.7, 0.9]))
+    assert (spoken.words, spoken.agree) == (3, 2)
 
 
 @given(st.integers(0, 5000), st.integers(1, 600))

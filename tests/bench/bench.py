@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from limits import bandwidth, prefill_limit
-from prepare import Entrant, entrants, truth
+from prepare import Entrant, entrants, truth, vision_entrants
 from shapes import SHAPES
 
 from edgejudge.runtime.settings import processor
@@ -53,7 +53,8 @@ class Process:
             text=True,
         )
         self.ready = self._read()
-        self.ask(do="prefill", ids=words(PREFIX, SMALLEST_VOCABULARY, 2))
+        if self.ready.get("ways"):
+            self.ask(do="prefill", ids=words(PREFIX, SMALLEST_VOCABULARY, 2))
         self.cold = time.perf_counter() - began
 
     def _read(self) -> dict[str, Any]:
@@ -144,6 +145,43 @@ def run(
     return peers
 
 
+def run_vision(name: str, cache: Path, rounds: int, threads: int, only: list[str]) -> list[Process]:
+    """The tower alone, after the decoders have gone."""
+    shape = SHAPES[name]()
+    peers = [Process(e) for e in vision_entrants(name, cache, threads, only)]
+    side = shape.preset.config["vision_config"].get("image_size", 0)
+    views = [shape.views, 3, side, side]
+    for index in range(rounds + 1):  # the first of each is for what is made then
+        for peer in peers:
+            if index:
+                peer.time("vision", do="vision", shape=views, seed=index)
+            else:
+                peer.ask(do="vision", shape=views, seed=index)
+    for peer in peers:
+        peer.peak = peer.ask(do="memory").get("peak_rss_mib", float("nan"))
+        peer.close()
+    return peers
+
+
+def vision_table(towers: list[Process], peers: list[Process], views: int) -> None:
+    """W2 with vision is the sum of two medians: an engine's tower and its best way of W2."""
+    print(f"\n| engine | vision of {views} views, s | W2 with vision, s | peak, MiB |")
+    print("|---|---|---|---|")
+    for tower in towers:
+        seconds = tower.seconds.get("vision")
+        family = tower.name.split(" Q")[0]
+        best = [
+            statistics.median(peer.seconds[f"W2 {way}"])
+            for peer in peers
+            for way in peer.ready.get("ways", ())
+            if peer.name.startswith(family)
+            and f"W2 {way}" in peer.seconds
+            and (peer.name == tower.name or not tower.name.startswith("edgejudge"))
+        ]
+        both = f"{statistics.median(seconds) + min(best):.2f}" if seconds and best else ""
+        print(f"| {tower.name} | {tower.failure or cell(seconds)} | {both} | {tower.peak:.0f} |")
+
+
 def _errors(peers: list[Process], name: str, cache: Path, threads: int, ids: list[int]) -> None:
     """Relative rms error of the last position's logits against float32."""
     with tempfile.TemporaryDirectory() as folder:
@@ -226,6 +264,9 @@ def main() -> None:
             args.optimum_cli,
         )
         table(peers)
+        towers = run_vision(name, args.cache.resolve(), args.rounds, args.threads, args.only)
+        if towers:
+            vision_table(towers, peers, SHAPES[name]().views)
         limits = {n: prefill_limit(SHAPES[name]().text, n, args.threads) for n in PREFILL}
         print("\n| tokens | limit, tok/s | matrices, s | attention, s | rest, s | reached |")
         print("|---|---|---|---|---|---|")
@@ -248,6 +289,7 @@ def main() -> None:
             }
             for p in peers
         }
+        report[name]["vision"] = {t.name: t.seconds.get("vision", t.failure) for t in towers}
     line = json.dumps(report)
     if file := os.environ.get("BENCH_JSON"):
         Path(file).write_text(line + "\n")

@@ -21,7 +21,8 @@ __all__ = ["Peer", "serve"]
 
 class Peer(Protocol):
     """`ways` of asking many questions of one prefix, the best known first; `about` goes into the
-    report: versions, precision, options.
+    report: versions, precision, options. A peer has what its requests need: a decoder all but
+    `encode`, a vision tower that alone.
     """
 
     about: dict[str, Any]
@@ -39,6 +40,9 @@ class Peer(Protocol):
     def rules(self, prefix: list[int], questions: list[list[int]], way: str) -> Any:
         """From nothing to the logits at the end of each question behind the prefix."""
 
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """Views [V, 3, S, S] -> visual tokens."""
+
 
 def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     did = request["do"]
@@ -53,6 +57,10 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         return _timed(
             lambda: [peer.rules(p, q, request["way"]) for p, q in request["pictures"]],
         )
+    if did == "vision":
+        shape = tuple(request["shape"])
+        pixels = np.random.default_rng(request["seed"]).normal(0, 0.3, shape).astype(np.float32)
+        return _timed(lambda: peer.encode(pixels))
     if did == "rules":
         return _timed(lambda: peer.rules(request["prefix"], request["questions"], request["way"]))
     if did == "logits":
@@ -83,7 +91,8 @@ def serve(make: Any) -> None:
     except Exception as error:
         reply({"failure": f"{type(error).__name__}: {error}"[:400]})
         return
-    reply({"about": peer.about, "ways": peer.ways, "load_s": time.perf_counter() - began})
+    ways = getattr(peer, "ways", ())
+    reply({"about": peer.about, "ways": ways, "load_s": time.perf_counter() - began})
     for line in sys.stdin:
         try:
             reply(_answer(peer, json.loads(line)))

@@ -13,14 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from prepare_vision import mmproj, openvino_tower, vocabulary
 from shapes import SHAPES, Shape, judge_checkpoint, text_checkpoint
 
 from edgejudge.export import Checkpoint, export
 
-__all__ = ["Entrant", "entrants"]
+__all__ = ["Entrant", "entrants", "truth", "vision_entrants"]
 
 HERE = Path(__file__).parent
-_OURS = ("fast",)
+_OURS = ("fast", "fast8")
 
 
 class Entrant(NamedTuple):
@@ -84,6 +85,40 @@ def entrants(
         str(threads),
         "bfloat16",
     ]
+    return _made(makers, only)
+
+
+def vision_entrants(name: str, cache: Path, threads: int, only: list[str]) -> list[Entrant]:
+    """Those who can run the tower of a shape that has one."""
+    shape: Shape = SHAPES[name]()
+    if not shape.views:
+        return []
+    judge = judge_checkpoint(shape.preset, cache / "judge" / name, ["a cat", "a dog"])
+    folder = cache / "vision" / name
+
+    def peer(engine: str, *files: Path | str) -> list[str]:
+        return ["peer_vision.py", engine, str(threads), *map(str, files)]
+
+    def ov(out: Path) -> None:
+        openvino_tower(judge, out, shape.views)
+
+    makers: dict[str, Callable[[], list[str]]] = {
+        f"edgejudge {recipe}": lambda r=recipe: peer(
+            "ours", _ours(judge, cache / "ours" / f"{name}-{r}", r)
+        )
+        for recipe in _OURS
+    }
+    makers["llama.cpp Q8_0"] = lambda: peer(
+        "llama",
+        _once(folder / "mmproj.gguf", lambda out: mmproj(judge, out)),
+        _once(folder / "vocabulary.gguf", lambda out: vocabulary(judge, out)),
+    )
+    makers["OpenVINO int8"] = lambda: peer("openvino", _once(folder / "openvino", ov))
+    makers["transformers bf16"] = lambda: peer("transformers", name, cache, "bfloat16")
+    return _made(makers, only)
+
+
+def _made(makers: dict[str, Callable[[], list[str]]], only: list[str]) -> list[Entrant]:
     found = []
     for entrant, make in makers.items():
         if only and not any(entrant.startswith(o) for o in only):

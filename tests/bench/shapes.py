@@ -33,6 +33,7 @@ class Shape:
     text: dict[str, Any]
     preset: Preset
     inside: str
+    views: int = 0  # of a picture whose tokens W2's prefix has room for; 0 has no tower to speak of
 
 
 def _qwen(name: str, hidden: int, inner: int, layers: int, heads: int) -> Shape:
@@ -95,7 +96,7 @@ def _smol() -> Shape:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    return Shape("smolvlm2-2.2b", text, preset, "model.text_model.")
+    return Shape("smolvlm2-2.2b", text, preset, "model.text_model.", 3)
 
 
 SHAPES = {
