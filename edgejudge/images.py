@@ -39,6 +39,8 @@ CODES = {
     "out_of_memory": "it did not fit into memory",
     "too_long": "its tokens and the policy's do not fit into the model's context",
     "engine_failed": "the picture was read, but the engine could not judge it",
+    "over_budget": "it does not fit the memory budget",
+    "no_room": "what layers hand on does not fit the disk",
 }
 
 # Formats that Pillow decodes in its own code or a bundled library. Others call outside programs

@@ -7,6 +7,7 @@ one is decoded and encoded meanwhile. Knows no graph, provider or file format.
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -119,10 +120,12 @@ class Judge:
                 "would mean nothing; give a bundle of a real checkpoint, or --allow-random"
             )
         if memory_budget is not None:
-            from edgejudge.runtime.sliced import SlicedEngine, fits
+            from edgejudge.runtime.sliced import SlicedEngine, fits, most_pixels
 
             if not fits(bundle, memory_budget):
                 sliced = SlicedEngine.open(bundle, memory_budget, threads)
+                most = min(limits.max_pixels, most_pixels(memory_budget))
+                limits = replace(limits, max_pixels=most)
                 return cls(bundle, sliced, limits, None, waiting, batch)
             prefix_cache_bytes = 0  # it might take what was left
         cache = None

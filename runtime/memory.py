@@ -12,9 +12,10 @@ from edgejudge.bundle import Bundle, PartRecord
 from edgejudge.errors import BundleError, InputError
 from edgejudge.models.spec import ModelSpec
 
-__all__ = ["Room", "fits", "free_unused", "resident_bytes"]
+__all__ = ["Room", "fits", "free_unused", "most_pixels", "resident_bytes"]
 
 _UNKNOWN = 128 << 20  # where the system does not tell
+_PIXEL_BYTES = 12  # decoded, turned, converted and handed on, one beside the other
 _VIEWS, _PATCHES = 17, 4096  # of a large picture, in families that cut it and that do not
 
 
@@ -49,6 +50,11 @@ def fits(bundle: Bundle, budget: int) -> bool:
 def _activations(rows: int, hidden: int, inner: int) -> int:
     """What a layer makes of `rows` tokens or patches, at most."""
     return rows * 4 * (6 * hidden + 4 * inner)
+
+
+def most_pixels(budget: int) -> int:
+    """Of a picture that can be decoded within the budget, before any weight is loaded."""
+    return max(0, budget - resident_bytes()) // _PIXEL_BYTES
 
 
 class Room:

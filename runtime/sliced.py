@@ -22,14 +22,14 @@ from edgejudge.runtime.decoding import PassFeeds, check_positions, run_layers
 from edgejudge.runtime.embeddings import Embeddings
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.labels import yes_probabilities
-from edgejudge.runtime.memory import Room, fits, free_unused
+from edgejudge.runtime.memory import Room, fits, free_unused, most_pixels
 from edgejudge.runtime.overflow import check_overflow
 from edgejudge.runtime.session import CPU, Session, default_threads, open_session
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.tree import causal, even_parts, plan_passes
 from edgejudge.runtime.views import in_groups
 
-__all__ = ["Request", "SlicedEngine", "fits"]
+__all__ = ["Request", "SlicedEngine", "fits", "most_pixels"]
 
 _TARGET = "cpu"
 _TOKENS = 256  # of a pass: longer ones gain little and take room
@@ -78,11 +78,7 @@ class _Picture:
         try:
             np.save(self.folder / f"{name}.npy", array)
         except OSError as error:
-            raise InputError(
-                "no_room",
-                f"{self.folder}: what layers hand on could not be written "
-                f"({error.strerror or error}); make room there, or set TMPDIR to another folder",
-            ) from None
+            raise _no_room(error) from None
 
     def get(self, name: str) -> NDArray[Any]:
         found: NDArray[Any] = np.load(self.folder / f"{name}.npy")
@@ -128,15 +124,15 @@ class SlicedEngine:
 
         Requests are taken one after another and their arrays put on disk before the next is.
         """
-        with tempfile.TemporaryDirectory(prefix="edgejudge-") as scratch:
+        with _scratch() as scratch:
             pictures: list[_Picture] = []
             for request in requests:
-                folder = Path(scratch, str(len(pictures)))
+                folder = scratch / str(len(pictures))
                 folder.mkdir()
                 pictures.append(self._begin(request, folder))
             self._encode([p for p in pictures if p.groups])
             self._decode(pictures)
-            return [p.failure or self._logits(p) for p in pictures]
+            return self._logits(pictures)
 
     def score_blind(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Label logits [B, R] of whole prompts without an image."""
@@ -282,15 +278,42 @@ class SlicedEngine:
         self.placement[stage] = session.provider
         return session
 
-    def _logits(self, picture: _Picture) -> NDArray[np.float32]:
-        session = self._open("verdict_head", None, picture.request.trace)
-        with picture.request.trace.span("verdict_head", "cpu"):
-            (logits,) = session.run({"hidden": picture.ends})
-        return np.ascontiguousarray(logits, np.float32)
+    def _logits(self, pictures: Sequence[_Picture]) -> list[NDArray[np.float32] | EdgeJudgeError]:
+        found: list[NDArray[np.float32] | EdgeJudgeError] = []
+        session: Session | None = None
+        for picture in pictures:
+            if picture.failure is not None:
+                found.append(picture.failure)
+                continue
+            trace = picture.request.trace
+            session = session or self._open("verdict_head", None, trace)
+            with trace.span("verdict_head", "cpu"):
+                (logits,) = session.run({"hidden": picture.ends})
+            found.append(np.ascontiguousarray(logits, np.float32))
+        return found
 
     def _may_go_on(self) -> None:
         if self.interrupt is not None:
             self.interrupt()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder of its own under TMPDIR, gone afterwards."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="edgejudge-")
+    except OSError as error:
+        raise _no_room(error) from None
+    with folder as path:
+        yield Path(path)
+
+
+def _no_room(error: OSError) -> InputError:
+    return InputError(
+        "no_room",
+        "what layers hand on could not be written to the folder for temporary files "
+        f"({error.strerror or error}); make room there, or set TMPDIR to another one",
+    )
 
 
 def _left(pictures: Sequence[_Picture]) -> list[_Picture]:

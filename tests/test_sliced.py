@@ -196,6 +196,21 @@ def test_a_full_disk_is_a_failure_and_never_safe(judge: Judge) -> None:
         assert verdict.error.code == "no_room" and "TMPDIR" in verdict.error.message
 
 
+def test_a_missing_temporary_folder_is_a_failure(
+    bundles: dict[tuple[str, str], Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundles["smolvlm", "exact"]
+    judge = Judge(bundle, SlicedEngine.open(bundle, BUDGET, threads=1))
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    error = judge.screen(canary_image(60, 90), POLICY).error
+    assert error is not None and error.code == "no_room" and "No such file" in error.message
+
+
+def test_a_budget_is_for_decoded_pixels_too() -> None:
+    assert sliced.most_pixels(0) == 0
+    assert sliced.most_pixels(8 << 30) > 100_000_000 > sliced.most_pixels(1 << 30) > 10_000_000
+
+
 def test_a_budget_for_less_than_a_slice_is_refused(bundles: dict[tuple[str, str], Bundle]) -> None:
     with pytest.raises(BundleError, match=r"a memory budget of 20 MiB is less than the \d+ MiB"):
         SlicedEngine.open(bundles["smolvlm", "exact"], 20 << 20)
