@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate lint types clean bench bench-prefill bench-memory bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
+.PHONY: help demo test test-gate providers lint types clean bench bench-prefill bench-memory bench-pieces bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,15 @@ $(VENV)-gate/.stamp: pyproject.toml  # Optimum's exporter wants an older transfo
 test-gate: $(VENV)-gate/.stamp  ## the relevance encoder, in an environment of its own with Optimum
 	$(VENV)-gate/bin/python -c 'import optimum.exporters.onnx'
 	$(VENV)-gate/bin/python -m pytest -q tests/test_gate_encoder.py
+
+$(VENV)-providers/.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-providers
+	$(VENV)-providers/bin/python -m pip install -q -e '.[gpu,npu,openvino]' pytest
+	@touch $@
+
+providers: $(VENV)-providers/.stamp  ## every provider that installs beside onnxruntime, found by edgejudge
+	$(VENV)-providers/bin/edgejudge devices
+	EDGEJUDGE_PROVIDERS=1 $(VENV)-providers/bin/python -m pytest -q tests/test_devices.py
 
 lint: $(VENV)/.test  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -104,6 +113,9 @@ bench-prefill: $(VENV)/.runtime  ## where a prompt's time goes, operator by oper
 
 bench-side: $(VENV)/.test  ## how many exact columns outliers need that were put into a judge
 	$(BIN)/python tests/bench/side.py $(CHECKPOINTS)
+
+bench-pieces: $(VENV)/.test  ## pieces of a layer in two forms: apart and fused, floats and bytes
+	$(BIN)/python tests/bench/pieces.py
 
 bench-memory: $(VENV)/.runtime  ## seconds and memory within a budget (BUNDLE=..., BENCH_ARGS="--batch 1 --batch 8")
 	$(BIN)/python tests/bench/lean.py $(BUNDLE) $(BENCH_ARGS)

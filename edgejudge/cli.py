@@ -9,7 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from edgejudge import __version__, cli_export, cli_profile, cli_relevance, cli_screen, cli_tune
+from edgejudge import (
+    __version__,
+    cli_devices,
+    cli_export,
+    cli_profile,
+    cli_relevance,
+    cli_screen,
+    cli_tune,
+)
 from edgejudge.errors import EdgeJudgeError, FidelityError
 
 __all__ = ["EXIT_INTERRUPTED", "EXIT_REFUSED", "EXIT_STOPPED", "main"]
@@ -17,7 +25,7 @@ __all__ = ["EXIT_INTERRUPTED", "EXIT_REFUSED", "EXIT_STOPPED", "main"]
 EXIT_STOPPED = 2
 EXIT_REFUSED = 3  # an export whose verdicts differ too much
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
-_COMMANDS = (cli_screen, cli_export, cli_relevance, cli_profile, cli_tune)
+_COMMANDS = (cli_screen, cli_export, cli_relevance, cli_profile, cli_tune, cli_devices)
 
 
 class _Parser(argparse.ArgumentParser):

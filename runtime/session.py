@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgejudge.bundle import Bundle, GraphRecord
 from edgejudge.errors import BundleError, ProviderError
 
-__all__ = ["CPU", "Session", "default_threads", "open_session"]
+__all__ = ["CPU", "Session", "default_threads", "first_line", "open_session"]
 
 CPU = "CPUExecutionProvider"
 
@@ -75,12 +75,13 @@ class Session:
 
     def _failed(self, error: Exception) -> ProviderError:
         return ProviderError(
-            f"{self.graph.file} failed on {self.provider} ({_first_line(error)}); "
+            f"{self.graph.file} failed on {self.provider} ({first_line(error)}); "
             "check the bundle with `edgejudge screen --verify`"
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what ONNX Runtime says, which goes on about its source files."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -106,7 +107,7 @@ def open_session(
     except Exception as error:  # ONNX Runtime raises its own unrelated classes
         raise BundleError(
             f"{path}: ONNX Runtime {ort.__version__} cannot load it on {provider} "
-            f"({_first_line(error)}); export the bundle again with this edgejudge"
+            f"({first_line(error)}); export the bundle again with this edgejudge"
         ) from None
     if inner.get_providers()[0] != provider:
         raise ProviderError(

@@ -1,8 +1,9 @@
-"""What fusing would gain: matrices that share an input as one, and a norm with the sum before it.
+"""Pieces of a layer in two forms: matrices that share an input apart and as one, a norm apart from
+the sum before it and fused with it, attention over floats and over bytes.
 
-Takes threads; times each form of a layer's pieces in turns, for a prompt (integers) and for one
-token (4 bits), at the shapes of a 1.5B decoder and of a SigLIP tower. Prints medians and their
-ratio. Not a test: timings never are.
+Takes threads; times both forms in turns, for a prompt (integers) and for one token (4 bits), at the
+shapes of a 1.5B decoder, SmolVLM2's and a SigLIP tower. Prints medians and their ratio. Not a test:
+timings never are.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from edgejudge.export.onnx_graph import IR_VERSION, OPSETS
 from edgejudge.runtime.settings import processor
 
 ROUNDS, LAYERS = 41, 4
+_STANDARD = ("Split", "Add", "LayerNormalization", "SimplifiedLayerNormalization")
+_CONTEXT = 1000  # cached tokens before those of an attention
 
 
 class Piece:
@@ -37,8 +40,7 @@ class Piece:
     def add(self, op: str, inputs: Sequence[str], outputs: int = 1, **more: object) -> list[str]:
         self._count += 1
         names = [f"v{self._count}_{i}" for i in range(outputs)]
-        domain = "" if op in ("Split", "Add", "LayerNormalization") else "com.microsoft"
-        domain = "" if op == "SimplifiedLayerNormalization" else domain
+        domain = "" if op in _STANDARD else "com.microsoft"
         self.nodes.append(helper.make_node(op, list(inputs), names, domain=domain, **more))
         return names
 
@@ -106,22 +108,55 @@ def norms(kind: str, width: int, fused: bool) -> Piece:
     return piece
 
 
+def attention(heads: int, kv_heads: int, head_dim: int, tokens: int, kept: bool) -> Piece:
+    """Over a cache of floats, or of bytes with a step for each channel."""
+    piece, total = Piece(heads * head_dim), _CONTEXT + tokens
+    rng = np.random.default_rng(2)
+    shape = (1, kv_heads, total, head_dim)
+    values = rng.normal(0, 1, shape).astype(np.float32)
+    cache = np.clip(np.rint(values * 30), -128, 127).astype(np.int8) if kept else values
+    new = rng.normal(0, 1, (1, tokens, kv_heads * head_dim)).astype(np.float32)
+    length = piece.hold(np.array([total - 1], np.int32))
+    bias = piece.hold(np.zeros((1, 1, tokens, total), np.float32))
+    inputs = ["x", piece.hold(new), piece.hold(new), piece.hold(cache), piece.hold(cache)]
+    inputs += [length, piece.hold(np.array(total, np.int32)), "", "", "", bias]
+    more: dict[str, object] = {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": 0}
+    if kept:
+        steps = np.full((1, kv_heads, 1, head_dim), 1 / 30, np.float32)
+        inputs += ["", piece.hold(steps), piece.hold(steps)]
+        more |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+        more["kv_cache_bit_width"] = 8
+    piece.outputs += piece.add("GroupQueryAttention", inputs, 3, **more)[:1]
+    return piece
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     threads = parser.parse_args().threads
-    print(f"{processor()}, {threads} threads; medians of {ROUNDS}, {LAYERS} layers, in turns")
-    print("\n| piece | tokens | apart, ms | fused, ms | fused / apart |\n|---|---|---|---|---|")
+    print(f"{processor()}, {threads} threads; medians of {ROUNDS}, in turns, {LAYERS} layers")
+    print("(attention: one)\n\n| piece | tokens | first, ms | second, ms | second / first |")
+    print("|---|---|---|---|---|")
     decoder = {"q, k, v": (1536, 256, 256), "gate, up": (8960, 8960)}
     cases = [
-        (f"{name}, {kind}", tokens, [matrices(kind, 1536, rows, f) for f in (False, True)])
-        for kind, tokens in (("integers", 512), ("4 bits", 1))
+        (
+            f"{name}, {kind}: apart, as one",
+            n,
+            [matrices(kind, 1536, rows, f) for f in (False, True)],
+        )
+        for kind, n in (("integers", 512), ("4 bits", 1))
         for name, rows in decoder.items()
     ]
-    cases += [
-        ("sum and root mean square norm", 512, [norms("rms", 1536, f) for f in (False, True)]),
-        ("sum and layer norm", 1458, [norms("layer", 1152, f) for f in (False, True)]),
-    ]
+    for kind, name, width, n in (
+        ("rms", "root mean square", 1536, 512),
+        ("layer", "layer", 1152, 1458),
+    ):
+        forms = [norms(kind, width, fused) for fused in (False, True)]
+        cases.append((f"sum and {name} norm: apart, fused", n, forms))
+    for heads, kv_heads, head_dim in ((12, 2, 128), (32, 32, 64)):
+        for n in (256, 1):
+            forms = [attention(heads, kv_heads, head_dim, n, kept) for kept in (False, True)]
+            cases.append((f"attention, {heads} heads over {kv_heads}: floats, bytes", n, forms))
     rng = np.random.default_rng(1)
     for name, tokens, pieces in cases:
         dtype = TensorProto.UINT8 if "integers" in name else TensorProto.FLOAT
@@ -136,8 +171,8 @@ def main() -> None:
                 began = time.perf_counter()
                 session.run(None, feeds)
                 kept.append(time.perf_counter() - began)
-        apart, fused = (statistics.median(kept[1:]) * 1e3 for kept in seconds)
-        print(f"| {name} | {tokens} | {apart:.2f} | {fused:.2f} | {fused / apart:.2f} |")
+        first, second = (statistics.median(kept[1:]) * 1e3 for kept in seconds)
+        print(f"| {name} | {tokens} | {first:.2f} | {second:.2f} | {second / first:.2f} |")
 
 
 if __name__ == "__main__":
