@@ -29,7 +29,8 @@ from edgejudge.combinations import Spoken, side_record, written_ends
 from edgejudge.errors import ExportError, FidelityError
 from edgejudge.gate import Tally, upper_bound
 from edgejudge.gate_set import gate_set
-from edgejudge.models.image import canary_image, image_spec, preprocess
+from edgejudge.goldens import graph_error
+from edgejudge.models.image import image_spec, preprocess
 from edgejudge.models.prompt import Prompts
 
 if TYPE_CHECKING:
@@ -41,9 +42,8 @@ if TYPE_CHECKING:
         Source,
         Weights,
     )
-    from edgejudge.runtime import Engine
 
-__all__ = ["export_bundle", "exporting_tools", "graph_error"]
+__all__ = ["export_bundle", "exporting_tools"]
 
 _AT_ONCE = 8  # pictures that pass the reference's layers together
 _APART = 4  # pictures whose questions are asked one by one too
@@ -106,45 +106,6 @@ def exporting_tools() -> ModuleType:
             "`pip install 'edgejudge[export]'`"
         ) from None
     return export
-
-
-def graph_error(bundle: Bundle, engine: "Engine") -> float:
-    """Largest |engine - reference| on a label logit of the canary and the golden vectors."""
-    manifest = bundle.manifest
-    canary, prompts = manifest.canary, Prompts.of(bundle)
-    spec = image_spec(manifest.preprocessing)
-    goldens = (canary.golden, *manifest.golden)
-    visual = {}
-    for golden in goldens:
-        if golden.image is not None:
-            if golden.image == "canary":
-                rgb = canary_image(canary.image_height, canary.image_width)
-            else:
-                rgb = _read_png(bundle.file(golden.image))
-            visual[golden.image] = engine.encode_image(preprocess(rgb, spec).feeds)
-    engine.release("vision")  # a large bundle's stages do not fit the memory together
-    worst = 0.0
-    for golden in goldens:
-        if golden.image is None:
-            found = engine.score_blind(golden.branches)
-        else:
-            grid = (golden.rows, golden.cols)
-            prefix = engine.prefill(
-                prompts.prefix_ids(*grid), visual[golden.image], prompts.prefix_positions(*grid)
-            )
-            found = engine.score(prefix, golden.branches)
-        error = float(np.abs(found - np.array(golden.label_logits)).max())
-        if not math.isfinite(error):
-            return math.inf
-        worst = max(worst, error)
-    return worst
-
-
-def _read_png(path: Path) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
 
 
 class _Truth(NamedTuple):

@@ -18,6 +18,7 @@ from edgejudge.array_store import ArrayStore
 from edgejudge.batches import Batches, BatchScorer
 from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, InputError
+from edgejudge.goldens import check_canary
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits
 from edgejudge.models.prompt import Prompts
 from edgejudge.plan import Plan, make_plan
@@ -108,7 +109,8 @@ class Judge:
 
         Raises BundleError for a bundle that is missing, damaged, not the one that was pinned or too
         large for the budget, and for one with random weights unless `allow_random` says that its
-        verdicts are not wanted.
+        verdicts are not wanted; ProviderError where this machine does not give the label logits of
+        the bundle's canary, which is asked once for a bundle and a machine, or with `verify`.
         """
         from edgejudge.runtime import Engine
 
@@ -126,6 +128,7 @@ class Judge:
                 sliced = SlicedEngine.open(bundle, memory_budget, threads)
                 most = min(limits.max_pixels, most_pixels(memory_budget))
                 limits = replace(limits, max_pixels=most)
+                check_canary(bundle, sliced, again=verify)
                 return cls(bundle, sliced, limits, None, waiting, batch)
             prefix_cache_bytes = 0  # it might take what was left
         cache = None
@@ -134,6 +137,7 @@ class Judge:
             cache = PrefixCache(prefix_cache_bytes, store)
         engine = Engine.open(bundle, threads=threads)
         engine.release_vision = release_vision
+        check_canary(bundle, engine, again=verify)
         return cls(bundle, engine, limits, cache, waiting)
 
     @overload

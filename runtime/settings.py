@@ -17,7 +17,7 @@ import onnxruntime as ort
 from edgejudge.bundle import Bundle, cache_folder
 from edgejudge.runtime.session import default_threads
 
-__all__ = ["Settings", "keep_settings", "kept_settings", "processor"]
+__all__ = ["Settings", "keep_settings", "kept_settings", "machine", "processor"]
 
 _SCHEMA_VERSION = 1
 
@@ -50,7 +50,7 @@ def kept_settings(bundle: Bundle) -> Settings | None:
     """Those that were measured for this bundle on this machine."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         record = json.loads(_file(bundle).read_bytes())
-        if record["machine"] == _machine():
+        if record["machine"] == machine():
             return Settings(**record["settings"])
     return None
 
@@ -60,7 +60,7 @@ def keep_settings(bundle: Bundle, settings: Settings) -> Path:
     file = _file(bundle)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}")
-    record = {"machine": _machine(), "settings": asdict(settings)}
+    record = {"machine": machine(), "settings": asdict(settings)}
     partial.write_text(json.dumps(record, sort_keys=True))
     partial.replace(file)
     return file
@@ -70,7 +70,8 @@ def _file(bundle: Bundle) -> Path:
     return cache_folder() / "tuning" / f"{bundle.fingerprint}.json"
 
 
-def _machine() -> dict[str, str | int]:
+def machine() -> dict[str, str | int]:
+    """What a measurement or a check here depends on."""
     return {
         "schema_version": _SCHEMA_VERSION,
         "processor": processor(),

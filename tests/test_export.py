@@ -21,7 +21,7 @@ from edgejudge.errors import ExportError
 from edgejudge.export import Cut
 from edgejudge.export.checkpoint import open_checkpoint
 from edgejudge.export.onnx_graph import IR_VERSION, OPSETS
-from edgejudge.fidelity import graph_error
+from edgejudge.goldens import graph_error
 from edgejudge.models.image import canary_image
 from edgejudge.runtime import Engine
 

@@ -17,7 +17,8 @@ from edgejudge.export import Reference, Stored, export, open_checkpoint, prepare
 from edgejudge.export.blocks import Plan
 from edgejudge.export.eager import EagerOps
 from edgejudge.export.recipe import recipe_named
-from edgejudge.fidelity import export_bundle, graph_error
+from edgejudge.fidelity import export_bundle
+from edgejudge.goldens import graph_error
 from edgejudge.runtime import Engine, overflow
 from edgejudge.runtime.sliced import SlicedEngine
 from one_layer import NAME, run_layer

@@ -21,8 +21,9 @@ from edgejudge import fidelity
 from edgejudge.bundle import Bundle, FileRecord, read_manifest, sha256_of_file
 from edgejudge.cli import main
 from edgejudge.errors import BundleError, ExportError, FidelityError
-from edgejudge.fidelity import export_bundle, graph_error
+from edgejudge.fidelity import export_bundle
 from edgejudge.gate import Tally
+from edgejudge.goldens import graph_error
 from edgejudge.onnx_files import external_locations
 from edgejudge.runtime import Engine
 from test_export import CALIBRATION, POLICY, digests, write_calibration

@@ -21,7 +21,8 @@ from edgejudge.export import (
     prepared,
 )
 from edgejudge.export.calibration import CalibrationPicture
-from edgejudge.fidelity import export_bundle, graph_error
+from edgejudge.fidelity import export_bundle
+from edgejudge.goldens import graph_error
 from edgejudge.models.image import canary_image
 from edgejudge.runtime import Engine
 from edgejudge.runtime.embeddings import Embeddings

@@ -7,7 +7,7 @@ import pytest
 
 from edgejudge.bundle import Bundle, Manifest, read_manifest
 from edgejudge.export import export
-from edgejudge.fidelity import graph_error
+from edgejudge.goldens import graph_error
 from edgejudge.policy import builtin_names, load_policy
 from edgejudge.runtime import Engine
 

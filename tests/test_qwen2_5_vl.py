@@ -17,7 +17,7 @@ import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.errors import ExportError, InputError
 from edgejudge.export import Cut, Exact, Reference, export, open_checkpoint
-from edgejudge.fidelity import graph_error
+from edgejudge.goldens import graph_error
 from edgejudge.models import qwen2_5_vl
 from edgejudge.models.hf_config import HfConfig
 from edgejudge.models.image import canary_image, image_spec, preprocess
