@@ -15,6 +15,7 @@ from edgejudge.models.spec import ModelSpec
 __all__ = ["Room", "fits", "free_unused", "most_pixels", "resident_bytes"]
 
 _UNKNOWN = 128 << 20  # where the system does not tell
+_LATER = 64 << 20  # code that is mapped with the first picture and the first graph, and the picture
 _PIXEL_BYTES = 12  # decoded, turned, converted and handed on, one beside the other
 _VIEWS, _PATCHES = 17, 4096  # of a large picture, in families that cut it and that do not
 
@@ -44,7 +45,7 @@ def fits(bundle: Bundle, budget: int) -> bool:
     weights = sum(p.weight_bytes for p in (*manifest.vision_slices, *manifest.decoder_slices))
     patches = max(_PATCHES, _VIEWS * spec.vision.grid**2)
     rows = _activations(patches, spec.vision.hidden, spec.vision.intermediate)
-    return resident_bytes() + 2 * weights + rows <= budget
+    return resident_bytes() + _LATER + 2 * weights + rows <= budget
 
 
 def _activations(rows: int, hidden: int, inner: int) -> int:
@@ -58,11 +59,13 @@ def most_pixels(budget: int) -> int:
 
 
 class Room:
-    """A budget for the whole process, counted from what it holds when this is made."""
+    """A budget for the whole process, counted from what it holds when this is made and what the
+    first picture will add.
+    """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._held = resident_bytes()
+        self._held = resident_bytes() + _LATER
         self._most = 0  # that slices need while they run
 
     def check(self, slices: Sequence[PartRecord], rows: int, hidden: int, inner: int) -> None:
