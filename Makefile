@@ -108,8 +108,8 @@ bench: $(VENV)-bench/.stamp $(VENV)-openvino/.stamp  ## our speed beside that of
 	$(VENV)-bench/bin/python tests/bench/bench.py --cache build/bench \
 		--optimum-cli $(VENV)-openvino/bin/optimum-cli $(BENCH_ARGS)
 
-bench-prefill: $(VENV)/.runtime  ## where a prompt's time goes, operator by operator (BUNDLE=...)
-	$(BIN)/python tests/bench/prefill.py $(BUNDLE)
+bench-prefill: $(VENV)/.runtime  ## where a prompt's time goes, operator by operator (BUNDLE=..., BENCH_ARGS="--views 3" for the tower)
+	$(BIN)/python tests/bench/prefill.py $(BUNDLE) $(BENCH_ARGS)
 
 bench-side: $(VENV)/.test  ## how many exact columns outliers need that were put into a judge
 	$(BIN)/python tests/bench/side.py $(CHECKPOINTS)
