@@ -67,7 +67,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch",
         type=positive,
-        default=8,
         metavar="N",
         help="pictures that pass each slice of such a judge together (default: 8)",
     )
@@ -116,7 +115,7 @@ def exit_code(outcomes: set[str]) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgejudge.judge import Judge
+    from edgejudge.judge import BATCH, Judge
 
     paths = [file for path in args.paths for file in find_files(path)]
     if not paths:
@@ -129,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         verify=args.verify,
         allow_random=args.allow_random,
         memory_budget=args.memory_budget,
-        batch=args.batch,
+        batch=args.batch or BATCH,
     )
     # A malformed policy stops the run here, before a results file is made.
     plan = judge.plan(args.policy)

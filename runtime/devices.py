@@ -9,7 +9,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -221,10 +221,8 @@ def _version(module: str) -> str:
 
 def _base_package() -> str:
     """Of the packages that install ONNX Runtime under the same name, the one that is here."""
-    names: Iterator[str] = iter(
-        ("onnxruntime-gpu", "onnxruntime-webgpu", "onnxruntime-openvino", "onnxruntime")
-    )
-    return next((name for name in names if _version(name)), "onnxruntime")
+    others = ("onnxruntime-gpu", "onnxruntime-webgpu", "onnxruntime-openvino")
+    return next((name for name in others if _version(name)), "onnxruntime")
 
 
 def _memory() -> int | None:

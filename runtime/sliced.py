@@ -8,7 +8,7 @@ them. Weights are read again for each batch, so large batches are cheaper. Knows
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from edgejudge.runtime.memory import Room, fits, free_unused, most_pixels
 from edgejudge.runtime.overflow import check_overflow
 from edgejudge.runtime.session import CPU, Session, default_threads, open_session
 from edgejudge.runtime.trace import Trace
-from edgejudge.runtime.tree import causal, even_parts, plan_passes
+from edgejudge.runtime.tree import Pass, causal, even_parts, plan_passes
 from edgejudge.runtime.views import in_groups
 
 __all__ = ["Request", "SlicedEngine", "fits", "most_pixels"]
@@ -48,20 +48,6 @@ class Request:
     positions: NDArray[np.int64] | None = None
     feeds: Mapping[str, NDArray[Any]] | None = None
     trace: Trace = field(default_factory=Trace)
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One pass of a request: S tokens behind `cursor` cached ones. `rows` of it are the ends of the
-    branches `members`.
-    """
-
-    cursor: int
-    ids: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    bias: NDArray[np.float32]
-    rows: NDArray[np.int64]
-    members: NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -207,7 +193,7 @@ class SlicedEngine:
             some = None if visual is None else visual[used : used + count]
             picture.put(f"pass.{index}", self._embeddings.rows(step.ids, some)[None])
             used += count
-            longest = max(longest, step.cursor + len(step.ids))
+            longest = max(longest, step.kept + len(step.ids))
             check_positions(self.spec.text, int(step.positions.max()))
         if visual is not None and used != len(visual):
             raise ValueError(f"{used} image tokens but {len(visual)} visual tokens")
@@ -230,8 +216,8 @@ class SlicedEngine:
         last = part.last_layer == self.spec.text.layers - 1
         for index, step in enumerate(self._steps(picture.request)):
             self._may_go_on()
-            cache.rewind(step.cursor)
-            given = PassFeeds.of(self.spec.text, step.cursor, step.positions, step.bias, step.rows)
+            cache.rewind(step.kept)
+            given = PassFeeds.of(self.spec.text, step.kept, step.positions, step.bias, step.ends)
             hidden = picture.get(f"pass.{index}")
             hidden = run_layers(session, part, hidden, given, cache, part.first_layer)
             cache.advance(len(step.ids))
@@ -240,19 +226,18 @@ class SlicedEngine:
             else:
                 picture.put(f"pass.{index}", hidden)
 
-    def _steps(self, request: Request) -> Iterator[_Step]:
-        """The prefix in passes, then the questions."""
+    def _steps(self, request: Request) -> Iterator[Pass]:
+        """The prefix in passes, then the questions; `kept` counts from the first token on."""
         ids, positions = np.asarray(request.ids, np.int64), request.positions
         if positions is None:
             positions = np.arange(len(ids), dtype=np.int64)
         none = np.zeros(0, np.int64)
         for some in even_parts(len(ids), _TOKENS):
             bias = causal(some.stop - some.start, some.start)
-            yield _Step(some.start, ids[some], positions[..., some], bias, none, none)
+            yield Pass(some.start, ids[some], positions[..., some], bias, none, none)
         position = int(positions.max(initial=-1)) + 1
         for step in plan_passes(request.branches, len(ids), position, _TOKENS):
-            cursor = len(ids) + step.kept
-            yield _Step(cursor, step.ids, step.positions, step.bias, step.ends, step.members)
+            yield replace(step, kept=len(ids) + step.kept)
 
     def _through(
         self,

@@ -94,7 +94,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("EDGEJUDGE_CACHE", str(tmp_path / "file"))
-    Judge.load(bundle, threads=1)
+    assert Judge.load(bundle, threads=1).bundle.path == bundle
 
 
 def test_the_command_says_so_and_gives_no_row(
