@@ -80,6 +80,7 @@ __all__ = [
     "TokensRecord",
     "WritingRecord",
     "cache_folder",
+    "keep_json",
     "canonical_json",
     "from_json",
     "is_flat_name",
@@ -104,6 +105,14 @@ def cache_folder() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "edgejudge"
+
+
+def keep_json(file: Path, value: Any) -> None:
+    """Writes a file of the cache whole or not at all, whoever else writes it. Raises OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(value, sort_keys=True))
+    partial.replace(file)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -318,7 +327,4 @@ class _Stamps:
     def put(self, path: Path) -> None:
         self._stamps[str(path)] = self._stamp(path)
         with contextlib.suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._file.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(self._stamps))
-            partial.replace(self._file)
+            keep_json(self._file, self._stamps)

@@ -6,7 +6,6 @@ whether this machine may be trusted with the bundle. Knows no checkpoint.
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.batches import BatchScorer
-from edgejudge.bundle import Bundle, GoldenRecord, cache_folder
+from edgejudge.bundle import Bundle, GoldenRecord, cache_folder, keep_json
 from edgejudge.errors import EdgeJudgeError, ProviderError
 from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
@@ -57,10 +56,7 @@ def check_canary(bundle: Bundle, engine: "Scorer | BatchScorer", again: bool = F
             "`edgejudge screen --verify`, or use another version of onnxruntime"
         )
     with contextlib.suppress(OSError):  # what is not kept is asked again
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(machine(), sort_keys=True))
-        partial.replace(file)
+        keep_json(file, machine())
 
 
 def _kept(file: Path) -> Any:

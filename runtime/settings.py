@@ -7,14 +7,13 @@ measure.
 
 import contextlib
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnxruntime as ort
 
-from edgejudge.bundle import Bundle, cache_folder
+from edgejudge.bundle import Bundle, cache_folder, keep_json
 from edgejudge.runtime.session import default_threads
 
 __all__ = ["Settings", "keep_settings", "kept_settings", "machine", "processor"]
@@ -58,11 +57,7 @@ def kept_settings(bundle: Bundle) -> Settings | None:
 def keep_settings(bundle: Bundle, settings: Settings) -> Path:
     """Written whole or not at all; every engine of the bundle opened later uses them."""
     file = _file(bundle)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}")
-    record = {"machine": machine(), "settings": asdict(settings)}
-    partial.write_text(json.dumps(record, sort_keys=True))
-    partial.replace(file)
+    keep_json(file, {"machine": machine(), "settings": asdict(settings)})
     return file
 
 
