@@ -43,6 +43,7 @@ from edgejudge.manifest import (
     RelevanceRule,
     RuleRecord,
     SideRecord,
+    TargetRecord,
     TensorRecord,
     TokensRecord,
     WritingRecord,
@@ -76,6 +77,7 @@ __all__ = [
     "RelevanceRule",
     "RuleRecord",
     "SideRecord",
+    "TargetRecord",
     "TensorRecord",
     "TokensRecord",
     "WritingRecord",
@@ -227,6 +229,11 @@ class Bundle:
         held = ", ".join(sorted({f"{g.target} {g.stage}" for g in self.manifest.graphs}))
         wanted = f"{target} {stage}" + ("" if part is None else f" part {part}")
         raise BundleError(f"{self.path}: has no graph for {wanted}, only: {held}")
+
+    def graphs(self, target: str, variant: str, stage: str) -> tuple[GraphRecord, ...]:
+        """All of a stage, of every part and shape."""
+        wanted = (target, variant, stage)
+        return tuple(g for g in self.manifest.graphs if (g.target, g.variant, g.stage) == wanted)
 
     def graph_file(self, graph: GraphRecord) -> Path:
         """The path of a graph, after its weight files were checked too: the engine opens them."""

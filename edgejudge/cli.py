@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from edgejudge import (
     __version__,
+    cli_check,
     cli_devices,
     cli_export,
     cli_profile,
@@ -25,7 +26,10 @@ __all__ = ["EXIT_INTERRUPTED", "EXIT_REFUSED", "EXIT_STOPPED", "main"]
 EXIT_STOPPED = 2
 EXIT_REFUSED = 3  # an export whose verdicts differ too much
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
-_COMMANDS = (cli_screen, cli_export, cli_relevance, cli_profile, cli_tune, cli_devices)
+_COMMANDS = (
+    *(cli_screen, cli_export, cli_relevance, cli_profile),
+    *(cli_tune, cli_devices, cli_check),
+)
 
 
 class _Parser(argparse.ArgumentParser):

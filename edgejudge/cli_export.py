@@ -74,6 +74,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "(default: float32)",
     )
     parser.add_argument(
+        "--targets",
+        default="cpu",
+        metavar="LIST",
+        help="what to write graphs for: cpu is always among them; gpu for WebGPU and CUDA, npu for "
+        "Qualcomm's and others, npu:a16w4 with weights of four bits (default: cpu)",
+    )
+    parser.add_argument(
         "--policy",
         action="append",
         dest="policies",
@@ -139,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
             policies=policies,
             accept_flips=args.accept_flips,
             kv_bytes=args.kv == "int8",
+            targets=[target.strip() for target in args.targets.split(",")],
             force=args.force,
             progress=progress,
         )

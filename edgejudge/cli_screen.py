@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgejudge.arguments import positive, size
+from edgejudge.arguments import libraries_on_stderr, positive, seconds, size
 from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,6 +57,23 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="judge with a bundle of random weights, whose verdicts mean nothing",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument(
+        "--place",
+        metavar="PLACES",
+        help="run stages on other devices, like vision=gpu,decoder=npu:qnn, or decoder.0=npu for "
+        "one part; `edgejudge devices` lists them (default: all on the CPU)",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse a device that is not right or leaves a node to the CPU, in place of a note",
+    )
+    parser.add_argument(
+        "--deadline",
+        type=seconds,
+        metavar="SECONDS",
+        help="how long one run on another device may take before it is passed over (default: 120)",
+    )
     parser.add_argument(
         "--memory-budget",
         type=size,
@@ -115,6 +132,13 @@ def exit_code(outcomes: set[str]) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.place is None:
+        return _run(args)
+    with libraries_on_stderr():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from edgejudge.judge import BATCH, Judge
 
     paths = [file for path in args.paths for file in find_files(path)]
@@ -129,6 +153,9 @@ def run(args: argparse.Namespace) -> int:
         allow_random=args.allow_random,
         memory_budget=args.memory_budget,
         batch=args.batch or BATCH,
+        place=args.place,
+        strict=args.strict,
+        deadline=args.deadline,
     )
     # A malformed policy stops the run here, before a results file is made.
     plan = judge.plan(args.policy)

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import (
     Bundle,
-    DecisionsRecord,
     FidelityRecord,
-    LabelMassRecord,
     Manifest,
     PolicyRecord,
     SideRecord,
@@ -27,11 +25,12 @@ from edgejudge.bundle import (
 )
 from edgejudge.combinations import Spoken, side_record, written_ends
 from edgejudge.errors import ExportError, FidelityError
-from edgejudge.gate import Tally, upper_bound
+from edgejudge.gate import Tally, up, upper_bound
 from edgejudge.gate_set import gate_set
 from edgejudge.goldens import graph_error
 from edgejudge.models.image import image_spec, preprocess
 from edgejudge.models.prompt import Prompts
+from edgejudge.target_gate import TargetGate, Wanted
 
 if TYPE_CHECKING:
     from edgejudge.export import (
@@ -64,6 +63,7 @@ def export_bundle(
     max_pixels: int | None = None,
     revision: str | None = None,
     kv_bytes: bool = False,
+    targets: Sequence[str] = ("cpu",),
     progress: Progress = lambda *_: None,
 ) -> Manifest:
     """Exports, measures, seals; the folder `out` appears only if all three went well.
@@ -88,10 +88,11 @@ def export_bundle(
     with exporting.workplace(target, "unsealed") as partial:
         chosen = recipe or exporting.DEFAULT_RECIPE
         changed, plan = exporting.prepared(opened, chosen, progress, kv_bytes)
-        exporting.export(changed, partial, plan, cut, policies, progress=progress)
+        exporting.export(changed, partial, plan, cut, policies, targets=targets, progress=progress)
         bundle = Bundle.open(partial, unsealed=True)
         gate = _Gate(bundle, opened, changed.weights, plan, progress)
-        manifest: Manifest = exporting.seal(partial, gate.measure(accept_flips))
+        report = gate.measure(accept_flips)
+        manifest: Manifest = exporting.seal(partial, report, gate.targets.records(accept_flips))
         exporting.publish(partial, target, force)
     return manifest
 
@@ -135,6 +136,7 @@ class _Gate:
         self._engine = Engine.open(bundle)
         self._apart: list[float] = []  # by picture, how far packing moved a probability
         self._spoken = Spoken()
+        self.targets = TargetGate(bundle, self._engine)
 
     def measure(self, accepted: float | None) -> FidelityRecord:
         self._progress("comparing the graphs with golden vectors", 0.0)
@@ -146,6 +148,7 @@ class _Gate:
                 f"weights, allowed are {tolerance}; this is a fault of the export, not of the "
                 "checkpoint"
             )
+        self.targets.check_canaries()
         self._engine.release()
         asked = gate_set(self._checkpoint, self._bundle.manifest)
         pictures = asked.gate
@@ -156,6 +159,7 @@ class _Gate:
         broken = tally.violations(accepted)
         if not broken and written.decisions:
             broken = [f"with the graphs that write text {b}" for b in written.violations(accepted)]
+        broken = broken or self.targets.violations(accepted)
         if not random and broken:
             raise FidelityError(
                 f"the bundle is refused: {'; '.join(broken)}. {self._blame(asked.selection)} "
@@ -165,11 +169,11 @@ class _Gate:
             picture_set=asked.name,
             calibration_pictures=asked.calibrated,
             graph_error=_power_of_ten(worst),
-            hidden_error=_up(hidden_error),
+            hidden_error=up(hidden_error),
             packing_error=_power_of_ten(max(self._apart)),
             writing=_writing_record(written, self._spoken) if written.decisions else None,
             side=self._side(asked.selection),
-            decisions=None if random else _record(tally, masses, len(pictures), accepted),
+            decisions=None if random else tally.record(masses, len(pictures), accepted),
         )
 
     def _compare(
@@ -199,13 +203,21 @@ class _Gate:
                 square += float(np.square(truth.ends).sum())
                 masses += truth.masses.tolist()
                 logits = self._engine.label_logits(ends)
-                asking = [rules.get(text, ()) for text in picture.conditions]
-                limits = np.array([thresholds.get(text, 0.5) for text in picture.conditions])
+                want = _wanted(picture, truth, rules, thresholds)
+                asking, limits = want.rules, want.thresholds
                 probabilities = self._engine.label_probabilities(logits)
                 tally.add(picture.image, asking, probabilities, truth.probabilities, limits)
                 if found is not None:
                     written.add(picture.image, asking, found, truth.probabilities, limits)
             self._engine.release()
+            if not self._bundle.manifest.random_weights:
+                pairs = zip(some, truths, strict=True)
+                wanted = [_wanted(p, t, rules, thresholds) for p, t in pairs]
+                self._progress(
+                    "computing decisions by the graphs of other targets", first / len(pictures)
+                )
+                self.targets.add(some, wanted)
+                self._engine.release()
         return tally, written, masses, math.sqrt(error / (square or 1.0))
 
     def _side(self, pictures: "Sequence[CalibrationPicture]") -> SideRecord | None:
@@ -295,44 +307,28 @@ class _Gate:
         )
 
 
+def _wanted(
+    picture: "CalibrationPicture",
+    truth: _Truth,
+    rules: dict[str, tuple[str, ...]],
+    thresholds: dict[str, float],
+) -> Wanted:
+    return Wanted(
+        truth.probabilities,
+        truth.masses,
+        [rules.get(text, ()) for text in picture.conditions],
+        np.array([thresholds.get(text, 0.5) for text in picture.conditions]),
+    )
+
+
 def _writing_record(tally: Tally, spoken: Spoken) -> WritingRecord:
     return WritingRecord(
         tally.decisions,
         tally.flips,
-        _up(upper_bound(tally.flips, tally.decisions)),
-        _up(tally.percentile_99()),
+        up(upper_bound(tally.flips, tally.decisions)),
+        up(tally.percentile_99()),
         spoken.words,
         spoken.agree,
-    )
-
-
-def _record(
-    tally: Tally, masses: list[float], pictures: int, accepted: float | None
-) -> DecisionsRecord:
-    return DecisionsRecord(
-        pictures=pictures,
-        decisions=tally.decisions,
-        flips=tally.flips,
-        flips_upper=_up(upper_bound(tally.flips, tally.decisions)),
-        near_decisions=tally.near_decisions,
-        near_flips=tally.near_flips,
-        near_flips_upper=_up(upper_bound(tally.near_flips, tally.near_decisions)),
-        unsafe_to_safe=tally.unsafe_to_safe,
-        safe_to_unsafe=tally.safe_to_unsafe,
-        probability_error_99=_up(tally.percentile_99()),
-        probability_error_max=_up(max(tally.errors)),
-        probability_error_mean=_up(float(np.mean(tally.errors))),
-        rules=tuple(tally.rules[name] for name in sorted(tally.rules)),
-        flipped_pictures=tuple(
-            count
-            for _, count in sorted(tally.pictures.items())
-            if count.unsafe_to_safe + count.safe_to_unsafe
-        ),
-        underpowered=tally.underpowered,
-        accepted_flips=accepted,
-        label_mass=LabelMassRecord(
-            len(masses), round(float(np.mean(masses)), 4), round(min(masses), 4)
-        ),
     )
 
 
@@ -348,11 +344,6 @@ def _rules(manifest: Manifest) -> tuple[dict[str, tuple[str, ...]], dict[str, fl
                     rules[condition.text] = (*rules.get(condition.text, ()), name)
                     thresholds[condition.text] = rule.threshold
     return rules, thresholds
-
-
-def _up(value: float) -> float:
-    """Rounded up to four decimals: a report promises no more than was measured."""
-    return math.ceil(value * 1e4) / 1e4
 
 
 def _power_of_ten(value: float) -> float:

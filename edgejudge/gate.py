@@ -5,14 +5,15 @@ bounds and a ruling. Knows no bundle, no model and no file.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgejudge.manifest import FlipCount
+from edgejudge.manifest import DecisionsRecord, FlipCount, LabelMassRecord
 
-__all__ = ["LIMITS", "Limits", "Tally", "upper_bound"]
+__all__ = ["LIMITS", "Limits", "Tally", "up", "upper_bound"]
 
 CONFIDENCE = 0.95
 
@@ -115,6 +116,36 @@ class Tally:
     def percentile_99(self) -> float:
         return float(np.percentile(self.errors, 99))
 
+    def record(
+        self, masses: Sequence[float], pictures: int, accepted: float | None = None
+    ) -> DecisionsRecord:
+        """`masses` are the label mass of each decision, `accepted` what --accept-flips allowed."""
+        return DecisionsRecord(
+            pictures=pictures,
+            decisions=self.decisions,
+            flips=self.flips,
+            flips_upper=up(upper_bound(self.flips, self.decisions)),
+            near_decisions=self.near_decisions,
+            near_flips=self.near_flips,
+            near_flips_upper=up(upper_bound(self.near_flips, self.near_decisions)),
+            unsafe_to_safe=self.unsafe_to_safe,
+            safe_to_unsafe=self.safe_to_unsafe,
+            probability_error_99=up(self.percentile_99()),
+            probability_error_max=up(max(self.errors)),
+            probability_error_mean=up(float(np.mean(self.errors))),
+            rules=tuple(self.rules[name] for name in sorted(self.rules)),
+            flipped_pictures=tuple(
+                count
+                for _, count in sorted(self.pictures.items())
+                if count.unsafe_to_safe + count.safe_to_unsafe
+            ),
+            underpowered=self.underpowered,
+            accepted_flips=accepted,
+            label_mass=LabelMassRecord(
+                len(masses), round(float(np.mean(masses)), 4), round(min(masses), 4)
+            ),
+        )
+
     def violations(self, accepted: float | None = None) -> list[str]:
         """Every limit that does not hold, as a clause of a sentence.
 
@@ -143,6 +174,11 @@ class Tally:
                 f"(allowed: {limits.probability_error})"
             )
         return found
+
+
+def up(value: float) -> float:
+    """Rounded up to four decimals: a report promises no more than was measured."""
+    return math.ceil(value * 1e4) / 1e4
 
 
 def _count(

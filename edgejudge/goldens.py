@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgejudge.runtime import Engine
     from edgejudge.screening import Scorer
 
-__all__ = ["check_canary", "graph_error"]
+__all__ = ["canary_distance", "check_canary", "graph_error"]
 
 
 def graph_error(bundle: Bundle, engine: "Engine") -> float:
@@ -48,7 +48,7 @@ def check_canary(bundle: Bundle, engine: "Scorer | BatchScorer", again: bool = F
     if not again and _kept(file) == machine():
         return
     canary = bundle.manifest.canary
-    error = _distance(canary.golden, _ask(bundle, engine, canary.golden))
+    error = canary_distance(bundle, engine)
     if not error <= canary.tolerance:
         raise ProviderError(
             f"{bundle.path}: label logits of its canary are {error:.2g} off on this machine, "
@@ -57,6 +57,12 @@ def check_canary(bundle: Bundle, engine: "Scorer | BatchScorer", again: bool = F
         )
     with contextlib.suppress(OSError):  # what is not kept is asked again
         keep_json(file, machine())
+
+
+def canary_distance(bundle: Bundle, engine: "Scorer | BatchScorer") -> float:
+    """Largest |engine - reference| on a label logit of the canary."""
+    golden = bundle.manifest.canary.golden
+    return _distance(golden, _ask(bundle, engine, golden))
 
 
 def _kept(file: Path) -> Any:

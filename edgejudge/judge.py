@@ -17,6 +17,7 @@ from edgejudge.ahead import one_ahead
 from edgejudge.array_store import ArrayStore
 from edgejudge.batches import Batches, BatchScorer
 from edgejudge.bundle import Bundle
+from edgejudge.canaries import placed
 from edgejudge.errors import BundleError, InputError
 from edgejudge.goldens import check_canary
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits
@@ -93,6 +94,9 @@ class Judge:
         release_vision: bool = False,
         memory_budget: int | None = None,
         batch: int = BATCH,
+        place: str | None = None,
+        strict: bool = False,
+        deadline: float | None = None,
     ) -> Self:
         """A judge from a bundle folder, or the one that ships with the package.
 
@@ -107,6 +111,12 @@ class Judge:
         from disk a few layers at a time: `batch` pictures of a list or stream pass them together,
         no prefix is kept, and it writes no text.
 
+        `place` puts stages on other devices, like "vision=gpu,decoder.0=npu:qnn,decoder.1=cpu". A
+        form of graphs that does not give the canary's label logits on a device is not used there,
+        and a device that fails, or does not end within `deadline` seconds, is passed over: the CPU
+        does the work instead, and verdicts say so in a note. `strict` raises ProviderError for
+        either when the judge is loaded, and for nodes that a provider leaves to the CPU.
+
         Raises BundleError for a bundle that is missing, damaged, not the one that was pinned or too
         large for the budget, and for one with random weights unless `allow_random` says that its
         verdicts are not wanted; ProviderError where this machine does not give the label logits of
@@ -120,6 +130,10 @@ class Judge:
             raise BundleError(
                 f"{folder}: its weights are random, made to measure latency, so a verdict of it "
                 "would mean nothing; give a bundle of a real checkpoint, or --allow-random"
+            )
+        if memory_budget is not None and place is not None:
+            raise InputError(
+                "placement", "a memory budget is kept by the CPU alone; give it or place, not both"
             )
         if memory_budget is not None:
             from edgejudge.runtime.sliced import SlicedEngine, fits, most_pixels
@@ -138,6 +152,8 @@ class Judge:
         engine = Engine.open(bundle, threads=threads)
         engine.release_vision = release_vision
         check_canary(bundle, engine, again=verify)
+        if place is not None:
+            engine.fleet = placed(bundle, engine, place, deadline, strict, again=verify)
         return cls(bundle, engine, limits, cache, waiting)
 
     @overload
@@ -275,6 +291,11 @@ class Judge:
             return write(
                 self.engine, prefix, ids, decode, eos, max_tokens, sampling, stop, document
             )
+
+    def revive_devices(self) -> None:
+        """Devices that failed too often, or did not end, are asked again from now on."""
+        if not isinstance(self.engine, BatchScorer):
+            self.engine.revive_devices()
 
     def language_priors(
         self, policy: str | PathLike[str] | Policy = "stickers", timeout: float | None = None

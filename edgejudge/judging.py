@@ -35,6 +35,8 @@ class Spans(Protocol):
 
     @property
     def spans(self) -> Sequence[Any]: ...
+    @property
+    def marks(self) -> Sequence[tuple[str, str]]: ...
     def span(
         self, name: str, device: str = "host", **counts: int
     ) -> AbstractContextManager[None]: ...
@@ -112,7 +114,8 @@ class Judging:
         reused: int = 0,
     ) -> Verdict:
         failed = made.failure is not None
-        notes = () if failed else made.notes + plan.notes
+        marks = tuple(Note(code, message) for code, message in made.trace.marks)
+        notes = marks if failed else made.notes + plan.notes + marks
         return Verdict(
             verdict=None if failed else decide_picture(rules, notes),
             path=made.path,

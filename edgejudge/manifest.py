@@ -8,6 +8,14 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from edgejudge.report_card import (
+    DecisionsRecord,
+    FidelityRecord,
+    FlipCount,
+    LabelMassRecord,
+    SideRecord,
+    WritingRecord,
+)
 from edgejudge.strict_json import canonical_json, to_json
 
 __all__ = [
@@ -35,12 +43,13 @@ __all__ = [
     "RelevanceRule",
     "RuleRecord",
     "SideRecord",
+    "TargetRecord",
     "TensorRecord",
     "TokensRecord",
     "WritingRecord",
 ]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +70,30 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class KvRecord:
-    """How a decoder graph keeps keys and values; `scales` is for quantized caches, null here."""
+    """How a decoder graph keeps keys and values.
+
+    `layout` BNSH is [1, kv_heads, rows, head_dim] for both; BNHS has keys as [1, kv_heads,
+    head_dim, rows]. `scales` says what a level of a quantized cache means: "channel" ones are in
+    the graph, "layer" ones in `steps`, of keys and of values for each layer of the graph.
+    `length_buckets` are the numbers of rows that a cache may have; none is any.
+    """
 
     layout: str
     dtype: str
     kv_heads: int
     head_dim: int
     scales: str | None
+    steps: tuple[tuple[float, ...], ...]
     length_buckets: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class GraphRecord:
     target: str
+    variant: str  # of the target: precision and form, "" where there is but one
     stage: str  # vision, decoder, verdict_head, writer, lm_head, ...
     part: int | None
-    shape: str  # "dynamic", or the fixed number of tokens
+    tokens: int | None  # of a static graph, whose cache has one bucket; null takes any number
     file: str
     weight_files: tuple[str, ...]
     inputs: tuple[TensorRecord, ...]
@@ -236,99 +253,18 @@ class CanaryRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelMassRecord:
-    """Probability that the full head gives to the label rows together."""
-
-    n: int
-    mean: float
-    minimum: float
-
-
-@dataclass(frozen=True, slots=True)
-class FlipCount:
-    """Decisions of one rule or one picture, and how many went which way."""
-
-    name: str
-    decisions: int
-    unsafe_to_safe: int
-    safe_to_unsafe: int
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionsRecord:
-    """Bundle against fp32 reference over pictures that no choice of the export has seen.
-
-    Bounds are one-sided, 95 %, exact; `near` are decisions whose reference probability lies within
-    0.25 of the threshold. `accepted_flips` is what --accept-flips allowed instead of the limits.
+class TargetRecord:
+    """Graphs beside those of the `cpu` target. `canary_logits` [branches, label rows] are the
+    reference's over the weights that this variant stores, `tolerance` how far from them a device
+    may be. `decisions` are the graphs' on the CPU provider against the fp32 reference; null where
+    they were not compared.
     """
 
-    pictures: int
-    decisions: int
-    flips: int
-    flips_upper: float
-    near_decisions: int
-    near_flips: int
-    near_flips_upper: float
-    unsafe_to_safe: int
-    safe_to_unsafe: int
-    probability_error_99: float
-    probability_error_max: float
-    probability_error_mean: float
-    rules: tuple[FlipCount, ...]
-    flipped_pictures: tuple[FlipCount, ...]
-    underpowered: bool
-    accepted_flips: float | None
-    label_mass: LabelMassRecord
-
-
-@dataclass(frozen=True, slots=True)
-class WritingRecord:
-    """Decisions whose last token passed the graphs that write text, over keys and values of those
-    that judge, against the fp32 reference. `words` counts those where the likeliest word of the
-    whole vocabulary is a label, `agree` those of them that say what the label rows say by the
-    graphs that judge.
-    """
-
-    decisions: int
-    flips: int
-    flips_upper: float
-    probability_error_99: float
-    words: int
-    agree: int
-
-
-@dataclass(frozen=True, slots=True)
-class SideRecord:
-    """Matrices that have exact columns beside integers, of those that could. `error` is the root
-    mean square error of label logits with them, `error_without` without them, both computed by the
-    reference on `pictures` that the gate does not use; null for random weights.
-    """
-
-    matrices: int
-    of: int
-    pictures: int
-    error: float | None
-    error_without: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class FidelityRecord:
-    """What the gate of the export saw.
-
-    `graph_error` is the largest |runtime - reference| on a label logit, both over the stored
-    weights. `hidden_error` is the relative rms error of hidden states at the ends of questions
-    against the fp32 weights. `packing_error` is the largest change of a probability by what else
-    was asked in the same pass. `writing` and `side` are null where a bundle has none of them.
-    Random weights decide nothing: then `decisions` and `writing` are null.
-    """
-
-    picture_set: str
-    calibration_pictures: int
-    graph_error: float
-    hidden_error: float
-    packing_error: float
-    writing: WritingRecord | None
-    side: SideRecord | None
+    target: str
+    variant: str
+    tolerance: float
+    canary_logits: tuple[tuple[float, ...], ...]
+    quantization: tuple[QuantRecord, ...]
     decisions: DecisionsRecord | None
 
 
@@ -377,6 +313,7 @@ class Manifest:
     vision_slices: tuple[PartRecord, ...]
     decoder_slices: tuple[PartRecord, ...]
     graphs: tuple[GraphRecord, ...]
+    targets: tuple[TargetRecord, ...]
     embeddings: EmbeddingsRecord
     relevance: RelevanceRecord | None
     quantization: tuple[QuantRecord, ...]

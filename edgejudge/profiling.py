@@ -19,7 +19,7 @@ import numpy as np
 
 from edgejudge.errors import EdgeJudgeError
 
-__all__ = ["Percentiles", "Profile", "peak_rss_mib", "profile"]
+__all__ = ["Percentiles", "Profile", "drawn_picture", "peak_rss_mib", "profile"]
 
 SCHEMA_VERSION = 3
 KEPT_BYTES = 1 << 30  # enough for one picture of any judge
@@ -111,13 +111,10 @@ def profile(
             f"runs must be at least 1, cold and images at least 0: {runs}, {cold}, {images}"
         )
     from edgejudge.judge import Judge
-    from edgejudge.models.image import canary_image
     from edgejudge.prefix_cache import PrefixCache
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(picture) if picture else Path(folder, "screen.png")
-        if picture is None:
-            _write_png(path, canary_image(1080, 1920))
+        path = Path(picture) if picture else drawn_picture(Path(folder))
         began = time.perf_counter()
         judge = Judge.load(bundle, allow_random=True, prefix_cache_bytes=0)
         verdict = judge.screen(path, policy=policy)
@@ -162,10 +159,15 @@ def _timed(judge: Any, path: Path, policy: str) -> tuple[float, Any]:
     return (time.perf_counter() - start) * 1e3, verdict
 
 
-def _write_png(path: Path, rgb: Any) -> None:
+def drawn_picture(folder: Path) -> Path:
+    """A PNG as large as a screen, for want of another."""
     from PIL import Image
 
-    Image.fromarray(rgb).save(path)
+    from edgejudge.models.image import canary_image
+
+    path = folder / "screen.png"
+    Image.fromarray(canary_image(1080, 1920)).save(path)
+    return path
 
 
 def _library(judge: Any, policy: str, folder: Path, count: int) -> float:

@@ -30,8 +30,12 @@ __all__ = ["OneAhead", "Scorer", "Screening"]
 
 
 class Scorer(Answerer, Protocol):
-    """What a Judge needs of an engine; `edgejudge.runtime.Engine` is one."""
+    """What a Judge needs of an engine; `edgejudge.runtime.Engine` is one. `numerics` names all that
+    its numbers depend on beside the bundle.
+    """
 
+    @property
+    def numerics(self) -> str: ...
     def encode_image(
         self, feeds: Mapping[str, NDArray[Any]], trace: Any = None
     ) -> NDArray[np.float32]: ...
@@ -42,6 +46,7 @@ class Scorer(Answerer, Protocol):
         positions: NDArray[np.int64] | None = None,
         after: Any = None,
     ) -> Any: ...
+    def revive_devices(self) -> None: ...
     def holds(self, prefix: Any) -> bool: ...
     def snapshot(
         self, prefix: Any, after: Any = None, most: int | None = None
@@ -98,6 +103,7 @@ class Screening(Judging):
         store = None if cache is None else cache.store
         # The fingerprint is of all that prompts, pixels and graphs are made from.
         identity = [bundle.fingerprint.encode(), *(() if cache is None else _versions())]
+        identity.append(engine.numerics.encode())
         super().__init__(bundle, engine, prompts, limits, store, identity)
         self._cache = cache
         self._system: Any = None  # the prefix before the picture, while the engine holds it

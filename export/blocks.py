@@ -94,6 +94,10 @@ class Plan:
             return None
         return Plan(recipe, self._kinds, self._importance, None, self.kv_steps)
 
+    def for_target(self, recipe: Recipe) -> "Plan":
+        """The plan of graphs for another target."""
+        return Plan(recipe, self._kinds, self._importance)
+
     def with_exact(self, exact: Columns) -> "Plan":
         """The same with these columns, in place of those it has."""
         return Plan(self.recipe, self._kinds, self._importance, exact, self.kv_steps)
@@ -109,6 +113,10 @@ class Plan:
         if bits is None:
             return 32
         return 8 if self.integer(name) else bits + 32 / self.recipe.block
+
+    def _run(self, inner: int) -> int:
+        """Weights that share a scale; four bits come in pairs."""
+        return self.recipe.block or inner + inner % 2
 
     def group_of(self, name: str) -> str:
         """The part of the model a weight belongs to."""
@@ -135,7 +143,7 @@ class Plan:
             if not np.isfinite(block).all():
                 raise ExportError(f"weight {name} holds a value that is not finite")
             search = self.recipe.searches(bits)
-            run = shape[1] if self.integer(name) else self.recipe.block
+            run = shape[1] if self.integer(name) else self._run(shape[1])
             exact, square = block[:, columns], _square(block)
             if columns:
                 block = block.copy()

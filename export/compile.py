@@ -113,6 +113,14 @@ class Compiler:
             golden=tuple(records[1:]),
         )
 
+    def canary_logits(self, reference: Reference) -> tuple[tuple[float, ...], ...]:
+        """What a reference over the weights of another target says of the canary."""
+        height, width = self._checkpoint.image.example_size
+        rgb = canary_image(height, width)
+        wanted = self._wanted("canary", rgb, self._canary_conditions())
+        (logits,) = reference.ask([wanted.asked], self._checkpoint.labels.token_ids)
+        return self._record(wanted, logits).label_logits
+
     def _policy(self, policy: PolicyRecord, priors: dict[str, float]) -> CompiledPolicy:
         thresholds: dict[str, float] = {}
         for entry in self._checkpoint.card.policies:

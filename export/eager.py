@@ -169,7 +169,15 @@ class EagerOps:
         return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).flatten(2)
 
     def cached_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, heads: int, kv_heads: int, scale: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
     ) -> Tensor:
         q = _by_head(q, heads)
         k, v = _by_head(k, kv_heads), _by_head(v, kv_heads)

@@ -23,6 +23,7 @@ from edgejudge.bundle import (
     FileRecord,
     Manifest,
     PolicyRecord,
+    TargetRecord,
     read_manifest,
     sha256_of_file,
 )
@@ -42,6 +43,7 @@ from edgejudge.export.side_path import side_columns, sites_of
 from edgejudge.export.smoothing import smoothed
 from edgejudge.export.store import WeightStore
 from edgejudge.export.stored import Stored
+from edgejudge.export.targets import Variant, lower, variants_of
 from edgejudge.export.weights import row_blocks
 from edgejudge.export.workplace import workplace
 
@@ -76,20 +78,23 @@ def export(
     cut: Cut = WHOLE,
     policies: Sequence[PolicyRecord] = (),
     force: bool = False,
+    targets: Sequence[str] = ("cpu",),
     progress: Callable[[str, float], None] = lambda *_: None,
 ) -> Path:
     """Writes an unsealed bundle of the checkpoint into the folder `out`; gives its path.
 
     `recipe` is a name, or what `prepared` made of it and of this checkpoint. `cut` says into how
-    many graphs the decoder goes. `policies` are compiled in. `force` replaces an edgejudge bundle
-    that is already there, and nothing else. `progress` is told what is being done, and the share of
-    it that is done.
+    many graphs the decoder goes. `targets` beside "cpu", which is always there, get graphs of
+    their own: "gpu", "npu", "npu:a16w4". `policies` are compiled in. `force` replaces a bundle that
+    is already there, and nothing else. `progress` is told what is being done, and the share of it
+    that is done.
     """
     target = Path(out).resolve()
     check_target(target, force)
     if isinstance(recipe, str):
         recipe_named(recipe)  # a bad name is told before anything is read
     cut.check()
+    variants = variants_of(targets)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     plan = recipe
     if isinstance(plan, str):
@@ -97,7 +102,7 @@ def export(
     with workplace(target, "partial") as partial:
         try:
             partial.mkdir(parents=True)
-            _fill(partial, opened, plan, cut, policies, progress)
+            _fill(partial, opened, plan, cut, policies, variants, progress)
             publish(partial, target, force)
         except OSError as error:
             raise ExportError(
@@ -185,9 +190,15 @@ def publish(partial: Path, target: Path, force: bool) -> None:
     partial.rename(target)
 
 
-def seal(bundle: Path, fidelity: FidelityRecord) -> Manifest:
-    """Enters the fidelity report: from now on the bundle opens without `unsealed`."""
-    manifest = replace(read_manifest(bundle), fidelity=fidelity).signed()
+def seal(
+    bundle: Path, fidelity: FidelityRecord, targets: tuple[TargetRecord, ...] | None = None
+) -> Manifest:
+    """Enters the fidelity report, and what was measured of other targets: from now on the bundle
+    opens without `unsealed`.
+    """
+    found = read_manifest(bundle)
+    measured = found.targets if targets is None else targets
+    manifest = replace(found, fidelity=fidelity, targets=measured).signed()
     _write_manifest(bundle, manifest)
     return manifest
 
@@ -198,8 +209,14 @@ def _fill(
     plan: Plan,
     cut: Cut,
     policies: Sequence[PolicyRecord],
+    variants: Sequence[Variant],
     progress: Callable[[str, float], None],
 ) -> None:
+    if variants and plan.kv_steps:
+        raise ExportError(
+            "keys and values in bytes are for the cpu target alone; leave out --kv int8, or the "
+            "other targets"
+        )
     spec, family, labels = checkpoint.spec, checkpoint.family, checkpoint.labels
     recipe, ledger = plan.recipe, Ledger(family.group_of)
     total = checkpoint.weights.parameters
@@ -220,7 +237,9 @@ def _fill(
             "int8" if plan.kv_steps else "float32",
             bool(recipe.integer) and recipe.integer_bits == 8,
         )
-        written = writer.write(_runs(checkpoint, plan, cut))
+        runs = _runs(checkpoint, plan, cut)
+        written = writer.write(runs)
+        others = lower(folder, store, checkpoint, plan, runs.parts, variants, progress)
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
     progress("computing golden vectors by the reference", 0.0)
@@ -229,6 +248,12 @@ def _fill(
     reference = Reference(spec, weights, checkpoint.tokens.image, precision.dtype)
     compiler = Compiler(checkpoint, reference, precision.decimals)
     compiled = compiler.compile(policies, folder, recipe.tolerance)
+
+    def canary_logits(chosen: Plan) -> tuple[tuple[float, ...], ...]:
+        stored = Stored(checkpoint.weights, chosen)
+        other = Reference(spec, stored, checkpoint.tokens.image, precision.dtype)
+        return compiler.canary_logits(other)
+
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         sha256="",
@@ -248,7 +273,8 @@ def _fill(
         parts=written.parts,
         vision_slices=written.vision_slices,
         decoder_slices=written.decoder_slices,
-        graphs=written.graphs,
+        graphs=(*written.graphs, *(graph for one in others for graph in one.graphs)),
+        targets=tuple(one.record(canary_logits) for one in others),
         embeddings=embeddings,
         relevance=None,
         quantization=ledger.records(),

@@ -13,9 +13,17 @@ from edgejudge.export.onnx_graph import OnnxGraph, overflow_check
 from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.store import WeightStore
 from edgejudge.models.family import Family
-from edgejudge.models.spec import ModelSpec
+from edgejudge.models.spec import ModelSpec, TextSpec
 
-__all__ = ["TARGET", "GraphWriter", "Runs"]
+__all__ = [
+    "TARGET",
+    "GraphWriter",
+    "Runs",
+    "buckets",
+    "length_inputs",
+    "pass_inputs",
+    "save",
+]
 
 TARGET = "cpu"
 _SMALLEST_BUCKET = 512
@@ -65,7 +73,7 @@ class GraphWriter:
         graphs.append(self._head("lm_head", None, self.writing or self.judging))
         if self.wide_integers:
             check = overflow_check(self.store)
-            graphs.append(_save(self.folder, check, "overflow_check", None, None))
+            graphs.append(save(self.folder, check, "overflow_check", None, None))
         # Last, so that the order of weights in their files is that of the graphs in daily use.
         thin, vision_slices = self._each(self._vision, "vision_slice", runs.vision_slices)
         graphs += thin
@@ -100,20 +108,14 @@ class GraphWriter:
         else:
             dtype, shape = family.vision_inputs(spec, range(layers.stop, layers.stop + 1))["hidden"]
             ops.output(value, "hidden_out", dtype, *shape)
-        return _save(self.folder, ops, stage, index, None), ops.weight_bytes
+        return save(self.folder, ops, stage, index, None), ops.weight_bytes
 
     def _decoder(self, stage: str, index: int, layers: range) -> tuple[GraphRecord, int]:
         """A run of the decoder and the bytes of its weights."""
         make = self.writing if stage == "writer" and self.writing is not None else self.judging
         ops, text = make(f"{stage}_{index}"), self.spec.text
-        hidden = ops.input("hidden", "float32", 1, "S", text.hidden)
-        rotation = (
-            ops.input("rope_cos", "float32", "S", text.head_dim // 2),
-            ops.input("rope_sin", "float32", "S", text.head_dim // 2),
-        )
-        ops.input("attention_bias", "float32", 1, 1, "S", "T")
-        ops.input("seqlens_k", "int32", 1)
-        ops.input("total_sequence_length", "int32")
+        hidden, rotation = pass_inputs(ops, text, "S", "T")
+        length_inputs(ops)
         cache = (1, text.kv_heads, "C", text.head_dim)
         for layer in layers:
             for name in ("key", "value"):
@@ -132,9 +134,10 @@ class GraphWriter:
             kv_heads=text.kv_heads,
             head_dim=text.head_dim,
             scales="channel" if self.kv_dtype == "int8" else None,
-            length_buckets=tuple(_buckets(text.max_positions)),
+            steps=(),
+            length_buckets=tuple(buckets(text.max_positions)),
         )
-        return _save(self.folder, ops, stage, index, kv), ops.weight_bytes
+        return save(self.folder, ops, stage, index, kv), ops.weight_bytes
 
     def _head(
         self, stage: str, rows: tuple[int, ...] | None, make_ops: Callable[[str], OnnxOps]
@@ -144,10 +147,26 @@ class GraphWriter:
         logits = self.family.head(ops, spec, hidden, rows)
         name = "logits" if rows is None else "label_logits"
         ops.output(logits, name, "float32", "N", spec.text.vocab if rows is None else len(rows))
-        return _save(self.folder, ops, stage, None, None)
+        return save(self.folder, ops, stage, None, None)
 
 
-def _buckets(longest: int) -> Iterator[int]:
+def pass_inputs(
+    ops: OnnxGraph, text: TextSpec, tokens: int | str, total: int | str, dtype: str = "float32"
+) -> tuple[str, tuple[str, str]]:
+    """What every decoder graph takes: hidden states, cos and sin, and the mask."""
+    hidden = ops.input("hidden", dtype, 1, tokens, text.hidden)
+    cos, sin = (ops.input(f"rope_{w}", dtype, tokens, text.head_dim // 2) for w in ("cos", "sin"))
+    ops.input("attention_bias", dtype, 1, 1, tokens, total)
+    return hidden, (cos, sin)
+
+
+def length_inputs(ops: OnnxGraph) -> None:
+    """What fused attention is told of the cache."""
+    ops.input("seqlens_k", "int32", 1)
+    ops.input("total_sequence_length", "int32")
+
+
+def buckets(longest: int) -> Iterator[int]:
     """Capacities a KV buffer is allocated in: doubling, up to the longest sequence."""
     length = _SMALLEST_BUCKET
     while length < longest:
@@ -156,16 +175,30 @@ def _buckets(longest: int) -> Iterator[int]:
     yield longest
 
 
-def _save(
-    folder: Path, ops: OnnxGraph, stage: str, part: int | None, kv: KvRecord | None
+def save(
+    folder: Path,
+    ops: OnnxGraph,
+    stage: str,
+    part: int | None,
+    kv: KvRecord | None,
+    *,
+    target: str = TARGET,
+    variant: str = "",
+    tokens: int | None = None,
 ) -> GraphRecord:
-    file = f"{TARGET}.{stage}.onnx" if part is None else f"{TARGET}.{stage}.{part}.onnx"
+    """Writes a graph under the name that all of this gives it."""
+    shape = "" if tokens is None else f"{tokens}"
+    if kv is not None and tokens is not None:
+        shape += f"x{kv.length_buckets[0]}"
+    pieces = (target, variant, stage, "" if part is None else str(part), shape, "onnx")
+    file = ".".join(piece for piece in pieces if piece)
     (folder / file).write_bytes(ops.model())
     return GraphRecord(
-        target=TARGET,
+        target=target,
+        variant=variant,
         stage=stage,
         part=part,
-        shape="dynamic",
+        tokens=tokens,
         file=file,
         weight_files=ops.weight_files,
         inputs=ops.inputs,

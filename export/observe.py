@@ -14,7 +14,7 @@ from edgejudge.export.reference import Reference
 from edgejudge.export.stored import Exact
 from edgejudge.models.image import canary_image
 
-__all__ = ["calibration_pictures", "observe"]
+__all__ = ["calibration_or_drawn", "calibration_pictures", "observe"]
 
 
 def calibration_pictures(checkpoint: Checkpoint) -> list[CalibrationPicture]:
@@ -23,15 +23,20 @@ def calibration_pictures(checkpoint: Checkpoint) -> list[CalibrationPicture]:
     return [] if folder is None else split_pictures(read_calibration(folder)).calibration
 
 
+def calibration_or_drawn(checkpoint: Checkpoint) -> list[CalibrationPicture]:
+    """Those, or a drawn one that no gate has."""
+    if pictures := calibration_pictures(checkpoint):
+        return pictures
+    height, width = checkpoint.image.example_size
+    drawn = canary_image(height, width + 8)
+    return [CalibrationPicture("drawn", drawn, ("a cat", "written text"))]
+
+
 def observe(checkpoint: Checkpoint, watch: Callable[[str, Tensor], None]) -> None:
     """Shows each matrix's name with what it is about to be multiplied with, on the calibration
     pictures; where there are none, on a drawn one that no gate has.
     """
-    pictures = calibration_pictures(checkpoint)
-    if not pictures:
-        height, width = checkpoint.image.example_size
-        drawn = canary_image(height, width + 8)
-        pictures = [CalibrationPicture("drawn", drawn, ("a cat", "written text"))]
+    pictures = calibration_or_drawn(checkpoint)
     weights = Exact(checkpoint.weights)
     reference = Reference(checkpoint.spec, weights, checkpoint.tokens.image, observe=watch)
     reference.ask(asked_of(checkpoint, pictures), checkpoint.labels.token_ids)

@@ -22,6 +22,10 @@ _CHECKED = (64, 32)  # rows and columns of what an overflow check multiplies
 OPSETS = {"": 21, "com.microsoft": 1}
 _TYPES = {
     "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "uint16": TensorProto.UINT16,
+    "int16": TensorProto.INT16,
+    "int4": TensorProto.INT4,
     "uint8": TensorProto.UINT8,
     "int8": TensorProto.INT8,
     "int64": TensorProto.INT64,
@@ -110,15 +114,23 @@ class OnnxGraph:
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name
 
-    def _weight(self, key: str, file: str, make: Callable[[], NDArray[np.generic]]) -> str:
-        """A weight by reference; `make` runs only when no graph has stored it yet."""
+    def _weight(
+        self,
+        key: str,
+        file: str,
+        make: Callable[[], NDArray[np.generic]],
+        packed: tuple[int, ...] | None = None,
+    ) -> str:
+        """A weight by reference; `make` runs only when no graph has stored it yet. `packed` is the
+        shape of one whose bytes hold two signed values of four bits each, the first one lower.
+        """
         if key in self._initializers:
             return key
         place = self._store.get(key) or self._store.put(key, file, make())
         tensor = TensorProto(
             name=key,
-            data_type=_TYPES[place.dtype],
-            dims=place.shape,
+            data_type=_TYPES["int4" if packed else place.dtype],
+            dims=packed or place.shape,
             data_location=TensorProto.EXTERNAL,
         )
         for field, value in (

@@ -4,7 +4,7 @@ Takes a checkpoint's weights, a recipe and a weight store; every op appends node
 `model` gives it. Weights go to the store in the recipe's precision. Knows no family.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ __all__ = ["OnnxOps"]
 
 _FLOAT_FILE = "weights.f32.bin"
 _INTEGER_FILE = "weights.i8.bin"
-_ROUNDED = 4  # accuracy_level of MatMulNBits: activations as int8, in blocks of one row
+# accuracy_level of MatMulNBits: activations as float32, or as int8 in blocks of one row
+_FLOAT, _ROUNDED = 1, 4
 
 
 class OnnxOps(OnnxGraph):
@@ -55,7 +56,15 @@ class OnnxOps(OnnxGraph):
         return super()._node(op, [self._whole.get(value, value) for value in inputs], **more)
 
     def _float(self, name: str) -> str:
-        return self._weight(name, _FLOAT_FILE, lambda: self._plain(name))
+        return self._exact(name, lambda: self._plain(name))
+
+    def _exact(self, key: str, make: Callable[[], NDArray[np.float32]]) -> str:
+        """A weight in the floats that the graph computes in."""
+        return self._weight(key, _FLOAT_FILE, make)
+
+    def _scales(self, key: str, file: str) -> str:
+        """Scales of blocks, which are stored already."""
+        return self._weight(key, file, _never)
 
     def _plain(self, name: str) -> NDArray[np.float32]:
         value = self._weights(name)
@@ -82,7 +91,7 @@ class OnnxOps(OnnxGraph):
             return np.ascontiguousarray(matrix.T)
 
         key = f"{weight}.T" if rows is None else f"{weight}.rows.T"
-        y = self._node("MatMul", [x, self._weight(key, _FLOAT_FILE, transposed)])
+        y = self._node("MatMul", [x, self._exact(key, transposed)])
         return y if bias is None else self.add(y, self._float(bias))
 
     def _quantized(self, x: str, weight: str, bits: int, bias: str | None) -> str:
@@ -95,7 +104,7 @@ class OnnxOps(OnnxGraph):
         inputs = [
             x,
             self._weight(level_key, file, _never),
-            self._weight(scale_key, file, _never),
+            self._scales(scale_key, file),
         ]
         if bias is not None:
             inputs += ["", "", self._float(bias)]
@@ -107,8 +116,12 @@ class OnnxOps(OnnxGraph):
             K=shape[1],
             bits=bits,
             block_size=recipe.block,
-            accuracy_level=1 if self._plan.rounding(weight) is None else _ROUNDED,
+            accuracy_level=self._accuracy(weight),
         )
+
+    def _accuracy(self, weight: str) -> int:
+        """In what a matrix of blocks may be multiplied, as MatMulNBits calls it."""
+        return _FLOAT if self._plan.rounding(weight) is None else _ROUNDED
 
     def _store_quantized(
         self, weight: str, bits: int, file: str, level_key: str, scale_key: str
@@ -258,11 +271,7 @@ class OnnxOps(OnnxGraph):
         return self.reshape(x, 0, grid * grid, 3 * patch * patch)
 
     def table(self, weight: str, rows: NDArray[np.int64]) -> str:
-        return self._weight(
-            f"{weight}.rows",
-            _FLOAT_FILE,
-            lambda: self._plain(weight)[rows],
-        )
+        return self._exact(f"{weight}.rows", lambda: self._plain(weight)[rows])
 
     def pixel_shuffle(self, x: str, grid: int, scale: int) -> str:
         side = grid // scale
@@ -300,7 +309,15 @@ class OnnxOps(OnnxGraph):
         )
 
     def cached_attention(
-        self, q: str, k: str, v: str, layer: int, heads: int, kv_heads: int, scale: float
+        self,
+        q: str,
+        k: str,
+        v: str,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
     ) -> str:
         inputs = [
             *(q, k, v),

@@ -30,6 +30,11 @@ __all__ = [
 DEFAULT_RECIPE = "balanced"
 RECIPE_NAMES = ("exact", "balanced", "small", "w8", "fast", "fast8")
 Kinds = Callable[[str], str]  # weight name -> kind
+# Kinds whose rounding flips the most verdicts.
+_SENSITIVE = (
+    *("vision", "connector", "decoder.first", "decoder.last"),
+    *("decoder.*.v_proj", "decoder.*.down_proj"),
+)
 _LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
 
 
@@ -43,7 +48,7 @@ class Recipe:
     tolerance: float
     default_bits: int | None = None
     bits: dict[str, int] = field(default_factory=dict)
-    block: int = 32  # weights along the inner axis that share a scale
+    block: int = 32  # weights along the inner axis that share a scale; 0 is a whole row
     # Kinds whose activations are rounded to eight bits before they meet a block of weights, in
     # blocks of the same length: no number depends on what else is in the pass.
     rounded: tuple[str, ...] = ()
@@ -97,6 +102,27 @@ class Recipe:
             rounded=("*",),
             integer=(),
             search=True,
+        )
+
+    def for_gpu(self) -> "Recipe":
+        """The recipe of graphs that compute in floats: integers become blocks of eight bits."""
+        if not self.integer:
+            return replace(self, rounded=())
+        return replace(self, integer=(), rounded=(), bits={})
+
+    def for_npu(self, bits: int) -> "Recipe":
+        """The recipe of static graphs: rows of one scale, of eight bits, or of four with eight
+        where judges are sensitive.
+        """
+        wide = {kind: 8 for kind in _SENSITIVE} if bits == 4 else {}
+        return replace(
+            self,
+            default_bits=bits,
+            bits=wide,
+            block=0,
+            rounded=(),
+            search=bits == 4,
+            integer=(),
         )
 
     def searches(self, bits: int) -> bool:

@@ -52,15 +52,16 @@ class Reference:
     def __init__(
         self,
         spec: ModelSpec,
-        weights: Weights,
+        weights: Weights | EagerOps,
         image_token_id: int,
         dtype: torch.dtype = torch.float32,
         observe: Callable[[str, Tensor], None] | None = None,
     ) -> None:
+        """Weights, or a backend that has them and computes in a way of its own."""
         self.spec = spec
         self._image_token_id = image_token_id
         self._family = family_named(spec.family)
-        self._ops = EagerOps(weights, dtype, observe)
+        self._ops = weights if isinstance(weights, EagerOps) else EagerOps(weights, dtype, observe)
         self._length = 0  # tokens in the cache
         self._position = 0  # rope position of the next one
 

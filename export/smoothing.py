@@ -229,11 +229,19 @@ class _Following:
         return v
 
     def cached_attention(
-        self, q: _Value, k: _Value, v: _Value, layer: int, heads: int, kv_heads: int, scale: float
+        self,
+        q: _Value,
+        k: _Value,
+        v: _Value,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
     ) -> _Value:
         self._spent(q, k)
         if v.maker is not None:
-            v.head_dim, v.repeat = (v.last - v.first) // kv_heads, heads // kv_heads
+            v.head_dim, v.repeat = head_dim, heads // kv_heads
         return v
 
     def split(self, x: _Value, parts: int) -> tuple[_Value, ...]:

@@ -56,6 +56,14 @@ class WeightStore:
     def get(self, key: str) -> Place | None:
         return self._places.get(key)
 
+    def read(self, key: str) -> NDArray[np.float32]:
+        """Floats that were put before, back from their file."""
+        place = self._places[key]
+        self._streams[place.file].flush()
+        count = int(np.prod(place.shape))
+        values = np.fromfile(self._folder / place.file, "<f4", count, offset=place.offset)
+        return values.reshape(place.shape).astype(np.float32)
+
     def put(self, key: str, file: str, array: NDArray[np.generic]) -> Place:
         """Appends the array, row-major and little-endian; a known key is not written again."""
         if key in self._places:
@@ -83,7 +91,7 @@ class WeightStore:
             if dtype.kind == "f" and not np.isfinite(block).all():
                 raise ExportError(f"weight {key} holds a value that is not finite in {dtype}")
             little = np.ascontiguousarray(block, dtype.newbyteorder("<"))
-            stream.write(little.data.cast("B") if little.size else b"")
+            stream.write(little.reshape(-1).view(np.uint8).data)
             self._values += little.size
             self._progress(self._values)
         if stream.tell() != offset + size:

@@ -43,7 +43,8 @@ def decoder(
         )
         q = ops.rope(q, rotation, text.heads, text.head_dim)
         k = ops.rope(k, rotation, text.kv_heads, text.head_dim)
-        y = ops.cached_attention(q, k, v, layer, text.heads, text.kv_heads, text.head_dim**-0.5)
+        shape = (text.heads, text.kv_heads, text.head_dim)
+        y = ops.cached_attention(q, k, v, layer, *shape, text.head_dim**-0.5)
         if rows is not None and layer == layers[-1]:
             x, y = ops.take(x, rows), ops.take(y, rows)
         x = ops.add(x, ops.linear(y, f"{at}.self_attn.o_proj.weight"))

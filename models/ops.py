@@ -66,6 +66,14 @@ class Ops(Protocol[V]):
         """
 
     def cached_attention(
-        self, q: V, k: V, v: V, layer: int, heads: int, kv_heads: int, scale: float
+        self,
+        q: V,
+        k: V,
+        v: V,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
     ) -> V:
         """Appends k and v to the layer's cache, then attends under the mask of the pass."""

@@ -1,19 +1,26 @@
 """Which execution providers ONNX Runtime has here, on which devices, and why others are missing.
 
 Takes nothing; gives what is found and what is not. A plugin provider is registered by its package's
-own path. What a provider can compute is what its makers say: whether it computes it rightly is for
-a bundle's canary to find out. Knows no bundle.
+own path; one that ONNX Runtime was built with computes one number, because it is listed without its
+driver too. What a provider can compute is what its makers say, less the half floats that it turns
+down: whether it computes rightly is for a bundle's canary to find out. Knows no bundle.
 """
 
+import contextlib
+import ctypes
 import importlib
 import importlib.metadata
+import io
 import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import DTypeLike
 
 from edgejudge.runtime.session import CPU, first_line
 from edgejudge.runtime.settings import processor
@@ -60,11 +67,14 @@ class _Known:
     module: str | None = None
     extra: str | None = None
     elsewhere: str = ""  # why it is missing where no package would help
-    install: str | None = None
+    install: str | None = None  # the command that is no extra; {base} is the wheel that is here
 
 
 _WEBGPU = "WebGpuExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
 _QNN = "QNNExecutionProvider"
+_CUDA_DRIVER = "libcuda.so"  # comes with the card's driver; everything else pip installs
+_OPENVINO = "OpenVINOExecutionProvider"
 _KNOWN = (
     _Known(CPU, "cpu", ("float32", "int8", "int4 weights")),
     _Known(
@@ -75,15 +85,15 @@ _KNOWN = (
         "gpu",
     ),
     _Known(
-        "CUDAExecutionProvider",
+        _CUDA,
         "gpu",
         ("float32", "float16", "bfloat16", "int8", "int4 weights"),
-        elsewhere="ONNX Runtime's ordinary wheel is without it",
-        install="pip uninstall onnxruntime && pip install onnxruntime-gpu",
+        elsewhere="it is in the wheel onnxruntime-gpu alone, which takes this one's place",
+        install="pip uninstall {base} && pip install 'onnxruntime-gpu[cuda,cudnn]'",
     ),
     _Known(_QNN, "npu", ("int8", "int16 with int8 or int4 weights"), "onnxruntime_qnn", "npu"),
     _Known(
-        "OpenVINOExecutionProvider",
+        _OPENVINO,
         "npu",
         ("float32", "float16", "int8"),
         "onnxruntime_ep_openvino",
@@ -107,6 +117,13 @@ _BUILT_IN = frozenset(ort.get_available_providers())
 _HARDWARE: dict[str, Kind] = {"CPU": "cpu", "GPU": "gpu", "NPU": "npu"}
 # Vulkan drivers that compute on the CPU, by what their files are called.
 _SOFTWARE_DRIVERS = ("swiftshader", "lvp", "lavapipe")
+# The model y = -x over one number (IR 8, opset 13). Its two %c are the type, as ONNX numbers types.
+_NEGATE = (
+    b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01g'
+    b"Z\x0f\n\x01x\x12\n\n\x08\x08%c\x12\x04\n\x02\x08\x01"
+    b"b\x0f\n\x01y\x12\n\n\x08\x08%c\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+_ONNX_TYPES = {np.dtype(np.float32): 1, np.dtype(np.float16): 10}
 
 
 def survey() -> tuple[list[Device], list[Absent]]:
@@ -119,9 +136,7 @@ def survey() -> tuple[list[Device], list[Absent]]:
         devices, reason = _look_for(known)
         found += devices
         if not devices:
-            install = f"pip install 'edgejudge[{known.extra}]'" if known.extra else known.install
-            helps = known.module is None or not _version(known.module)
-            missing.append(Absent(known.provider, known.kind, reason, install if helps else None))
+            missing.append(Absent(known.provider, known.kind, reason, _install(known, reason)))
     return found, missing
 
 
@@ -143,7 +158,8 @@ _registered: set[str] = set()
 def _look_for(known: _Known) -> tuple[list[Device], str]:
     """Its devices, or none and why."""
     if known.provider in _BUILT_IN:
-        return [_built_in(known)], ""
+        failure = "" if known.provider == CPU else _failure(known.provider, np.float32)
+        return ([], failure) if failure else ([_built_in(known)], "")
     if known.module is None:
         return [], known.elsewhere
     version = _version(known.module)
@@ -159,18 +175,60 @@ def _look_for(known: _Known) -> tuple[list[Device], str]:
     return [_plugged(known, version, device) for device in devices], ""
 
 
+def _install(known: _Known, reason: str) -> str | None:
+    """The command that might bring a missing provider."""
+    if known.provider in _BUILT_IN:
+        wanting = known.provider == _CUDA and _CUDA_DRIVER not in reason
+        return "pip install 'onnxruntime-gpu[cuda,cudnn]'" if wanting else None
+    base = _base_package()
+    if known.module is None:
+        return known.install and known.install.format(base=base)
+    if _version(known.module):
+        return None
+    if base == "onnxruntime":
+        return f"pip install 'edgejudge[{known.extra}]'"
+    # The extra would bring the package onnxruntime too, over the wheel that is here in its place.
+    return f"pip install --no-deps {known.module.replace('_', '-')}"
+
+
+def _failure(provider: str, dtype: DTypeLike) -> str:
+    """Why a provider of this build does not compute in a type; empty where it does."""
+    numbered = _ONNX_TYPES[np.dtype(dtype)]
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    ort.set_default_logger_severity(4)  # what goes wrong is ours to tell
+    try:
+        if provider == _CUDA:
+            with contextlib.redirect_stdout(io.StringIO()):
+                ort.preload_dlls()  # those that pip installed, which no search path names
+        # Without the fallback, which prints and takes the CPU.
+        session = ort.InferenceSession(
+            _NEGATE % (numbered, numbered), options, providers=[provider], enable_fallback=0
+        )
+        if session.get_providers()[0] != provider:
+            return f"ONNX Runtime leaves it out ({_hint(provider)})"
+        session.run(None, {"x": np.ones(1, dtype)})
+    except Exception as error:  # ONNX Runtime raises its own unrelated classes
+        # Places in its sources come first, and sentences last.
+        told = first_line(error).rpartition("was false. ")[2]
+        return f"it does not run ({told}; {_hint(provider)})"
+    finally:
+        ort.set_default_logger_severity(2)  # as it is in a new process
+    return ""
+
+
 def _built_in(known: _Known) -> Device:
-    name, memory = "", None
-    simulator = False
+    name, memory, precisions = processor(), None, known.precisions
     if known.provider == CPU:
-        name, memory = processor(), _memory()
-    elif known.provider == _WEBGPU:
-        name = "the adapter that Dawn chooses"
-        simulator = _software_vulkan()
-    kind = known.kind
+        memory = _memory()
+    elif known.kind == "gpu":
+        name = "the adapter that Dawn chooses" if known.provider == _WEBGPU else "the first one"
+        if _failure(known.provider, np.float16):
+            precisions = tuple(p for p in precisions if p != "float16")
+    simulator = known.provider == _WEBGPU and _software_vulkan()
     package = _base_package()
     return Device(
-        known.provider, kind, package, ort.__version__, name, memory, known.precisions, simulator
+        known.provider, known.kind, package, ort.__version__, name, memory, precisions, simulator
     )
 
 
@@ -199,16 +257,41 @@ def _plugged(known: _Known, version: str, found: Any) -> Device:
 def _hint(provider: str) -> str:
     """Where a provider looks for its devices, as far as that can be said."""
     if provider == _WEBGPU:
+        gone = [path for path in _vulkan_drivers() if not os.path.exists(path)]
+        if gone:
+            return f"{' and '.join(gone)} of VK_DRIVER_FILES does not exist"
+        if provider in _BUILT_IN:
+            return "it needs a graphics card and its driver"
         drm = "is there" if os.path.isdir("/sys/class/drm") else "does not exist"
         return f"it looks for a graphics card in /sys/class/drm, which {drm}"
-    if provider == "OpenVINOExecutionProvider":
+    if provider == _CUDA:
+        return _unloadable("onnxruntime_providers_cuda") or "its driver finds no device"
+    if provider == _OPENVINO:
         return "it takes Intel's processors, graphics and NPUs"
     return f"this is {platform.system()} on {platform.machine()}"
 
 
-def _software_vulkan() -> bool:
+def _unloadable(library: str) -> str:
+    """What a library of ONNX Runtime's lacks; empty where it loads. Only for one that ONNX Runtime
+    has tried already: loading it makes it ask ONNX Runtime for its functions.
+    """
+    for file in Path(ort.__file__).parent.glob(f"capi/*{library}.*"):
+        try:
+            ctypes.CDLL(str(file))
+        except OSError as error:
+            return first_line(error)
+    return ""
+
+
+def _vulkan_drivers() -> list[str]:
+    """The driver files that the environment names, which are then the only ones."""
     paths = os.environ.get("VK_DRIVER_FILES") or os.environ.get("VK_ICD_FILENAMES") or ""
-    return any(driver in paths.lower() for driver in _SOFTWARE_DRIVERS)
+    return [path for path in paths.split(os.pathsep) if path]
+
+
+def _software_vulkan() -> bool:
+    files = (path.lower() for path in _vulkan_drivers())
+    return any(driver in file for file in files for driver in _SOFTWARE_DRIVERS)
 
 
 def _version(module: str) -> str:

@@ -13,13 +13,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgejudge.bundle import Bundle
+from edgejudge.bundle import Bundle, PartRecord
 from edgejudge.errors import BundleError, InputError
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.decoding import PassFeeds, check_positions, run_layers
 from edgejudge.runtime.embeddings import Embeddings
+from edgejudge.runtime.fleet import Fleet
 from edgejudge.runtime.kv_cache import KvCache
-from edgejudge.runtime.labels import yes_probabilities
+from edgejudge.runtime.labels import rule_texts, yes_probabilities
 from edgejudge.runtime.overflow import check_overflow
 from edgejudge.runtime.session import CPU, Session, default_threads, open_session
 from edgejudge.runtime.settings import Settings, kept_settings
@@ -68,7 +69,9 @@ class Engine:
     _opening: Lock = field(default_factory=Lock)
     interrupt: Callable[[], None] | None = None  # called before each pass, which it may prevent
     release_vision: bool = False  # after each picture, where memory is dearer than loading it again
-    placement: dict[str, str] = field(default_factory=dict)  # stage -> provider, of stages used
+    # Stage, or part of it -> provider that ran it last, of stages used.
+    placement: dict[str, str] = field(default_factory=dict)
+    fleet: Fleet = field(default_factory=Fleet)  # of devices beside the processor
 
     @classmethod
     def open(
@@ -92,9 +95,18 @@ class Engine:
         sizes = (count, chosen.chunk, chosen.pack_tokens)
         return cls(bundle, spec, *sizes, Trace(), cache, Embeddings.of(bundle))
 
+    def revive_devices(self) -> None:
+        """Devices that failed too often are asked again."""
+        self.fleet.revive()
+
     def new_trace(self) -> Trace:
         """For a request, to be put in place of `trace` while the request has the engine."""
-        return Trace()
+        return Trace(self.fleet.marks())
+
+    @property
+    def numerics(self) -> str:
+        """What its numbers depend on beside the bundle: devices, and the form of their graphs."""
+        return self.fleet.numerics()
 
     @property
     def held_stages(self) -> set[str]:
@@ -112,10 +124,16 @@ class Engine:
         """The vision graph's inputs -> visual tokens [N, D]; timed in `trace`, where the engine is
         at work on another picture.
         """
+        spans = trace or self.trace
+        done = self.fleet.attempt("vision", None, spans, lambda a: a.encode(feeds, _PATCHES, spans))
+        if done is not None:
+            self.placement["vision"] = done[1].device.name
+            return done[0]
         session = self._session("vision", trace=trace)
+        self.placement["vision"] = session.provider
         groups = []
         for some in in_groups(session.graph, feeds, self.spec, _PATCHES):
-            with (trace or self.trace).span("vision", "cpu"):
+            with spans.span("vision", "cpu"):
                 (tokens,) = session.run(some)
             groups.append(np.asarray(tokens.reshape(-1, self.spec.text.hidden), np.float32))
         if self.release_vision:
@@ -240,18 +258,11 @@ class Engine:
         pixel_values [1, 3, S, S] as models.crop prepares them. Raises BundleError for a bundle
         without an encoder.
         """
-        record = self.bundle.manifest.relevance
-        if record is None:
-            raise BundleError(
-                f"{self.bundle.path}: has no relevance encoder; add one with "
-                "`edgejudge add-relevance`"
-            )
+        rules = rule_texts(self.bundle)  # before a graph that is not there is opened
         session = self._session("relevance")
         with self.trace.span("relevance", "cpu"):
             (vectors,) = session.run({"pixel_values": pixel_values})
-        shape = (len(record.rules), record.width)
-        texts = np.memmap(self.bundle.file(record.texts), "<f4", "r", shape=shape)
-        cosines: NDArray[np.float32] = texts @ vectors[0]
+        cosines: NDArray[np.float32] = rules @ vectors[0]
         return cosines
 
     def ends(
@@ -267,6 +278,7 @@ class Engine:
 
     def _logits(self, stage: str, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         head = self._session(stage)
+        self.placement[stage] = head.provider
         with self.trace.span(stage, "cpu", rows=len(hidden)):
             (logits,) = head.run({"hidden": hidden})
         return np.ascontiguousarray(logits, np.float32)
@@ -338,11 +350,34 @@ class Engine:
         given = PassFeeds.of(self.spec.text, cache.cursor, positions, bias, rows)
         flow = np.ascontiguousarray(hidden[None])  # [1, S, D]
         for part in self.bundle.manifest.parts:
-            session = self._session(stage, part.index)
-            with self.trace.span(stage, "cpu", part=part.index, tokens=tokens):
-                flow = run_layers(session, part, flow, given, cache)
+            flow = self._part(stage, part, flow, given, tokens)
         out: NDArray[np.float32] = flow[0]
         return out
+
+    def _part(
+        self,
+        stage: str,
+        part: PartRecord,
+        flow: NDArray[np.float32],
+        given: PassFeeds,
+        tokens: int,
+    ) -> NDArray[np.float32]:
+        """hidden [1, S, D] through one part, on its device or on the processor."""
+        cache, trace, index = self._cache, self.trace, part.index
+        done = self.fleet.attempt(
+            stage, index, trace, lambda a: a.layers(part, flow, given, cache, stage, trace)
+        )
+        name = stage
+        if len(self.bundle.manifest.parts) > 1 and self.fleet.routes:
+            name = f"{stage}.{index}"
+        if done is not None:
+            self.placement[name] = done[1].device.name
+            last = part.last_layer == self.spec.text.layers - 1
+            return done[0][:, given.rows] if last else done[0]
+        session = self._session(stage, index)
+        self.placement[name] = session.provider
+        with trace.span(stage, "cpu", part=index, tokens=tokens):
+            return run_layers(session, part, flow, given, cache)
 
     def _check_fit(self, tokens: int, last: int) -> None:
         """Room for the tokens, of which the last stands at position `last`."""
@@ -350,9 +385,10 @@ class Engine:
         self._cache.reserve(tokens)
 
     def _load_decoder(self, stage: str = "decoder") -> None:
-        """Opens the parts before their first use is timed."""
+        """Opens the processor's parts before their first use is timed."""
         for part in self.bundle.manifest.parts:
-            self._session(stage, part.index)
+            if (stage, part.index) not in self.fleet.routes:
+                self._session(stage, part.index)
 
     def _session(self, stage: str, part: int | None = None, trace: Trace | None = None) -> Session:
         key = (stage, part)
@@ -361,5 +397,4 @@ class Engine:
                 with (trace or self.trace).span("load", "cpu"):
                     graph = self.bundle.graph(_TARGET, stage, part)
                     self._sessions[key] = open_session(self.bundle, graph, CPU, self.threads)
-                    self.placement[stage] = self._sessions[key].provider
             return self._sessions[key]

@@ -5,6 +5,7 @@ fork is a cursor that is put back: rows after it are garbage that the next pass 
 know tokens, positions or sessions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,8 @@ class KvCache:
     capacity: int = 0
     keys: list[NDArray[Any]] = field(default_factory=list)
     values: list[NDArray[Any]] = field(default_factory=list)
+    # Told of each rewind, after which the rows behind it may become others.
+    watchers: list[Callable[[int], None]] = field(default_factory=list)
 
     def reserve(self, tokens: int) -> None:
         """Room for `tokens` more after the cursor; a larger bucket keeps what is valid.
@@ -71,6 +74,8 @@ class KvCache:
         """Back to an earlier cursor; what lay after it is forgotten."""
         assert 0 <= cursor <= self.cursor, "a cache rewinds, it never skips forward"
         self.cursor = cursor
+        for watcher in self.watchers:
+            watcher(cursor)
 
     def read(self, begin: int, end: int) -> NDArray[Any]:
         """A copy of valid rows: [layers, 2, kv_heads, end - begin, head_dim]."""

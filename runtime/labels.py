@@ -1,4 +1,4 @@
-"""Label logits -> probabilities.
+"""Label logits -> probabilities, and what a relevance encoder compares pictures with.
 
 Takes logits and which of them belong to which label; refuses what is not a number. Knows no engine.
 """
@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgejudge.errors import ProviderError
+from edgejudge.bundle import Bundle
+from edgejudge.errors import BundleError, ProviderError
 
-__all__ = ["yes_probabilities"]
+__all__ = ["rule_texts", "yes_probabilities"]
 
 
 def yes_probabilities(
@@ -31,3 +32,16 @@ def yes_probabilities(
     }
     out: NDArray[np.float64] = 1.0 / (1.0 + np.exp(mass["no"] - mass["yes"]))
     return out
+
+
+def rule_texts(bundle: Bundle) -> NDArray[np.float32]:
+    """Unit vectors [rules, width] of a relevance encoder's rules. Raises BundleError for a bundle
+    without one.
+    """
+    record = bundle.manifest.relevance
+    if record is None:
+        raise BundleError(
+            f"{bundle.path}: has no relevance encoder; add one with `edgejudge add-relevance`"
+        )
+    shape = (len(record.rules), record.width)
+    return np.memmap(bundle.file(record.texts), "<f4", "r", shape=shape)

@@ -74,9 +74,10 @@ class Session:
         return [value.numpy() for value in binding.get_outputs()[: len(free)]]
 
     def _failed(self, error: Exception) -> ProviderError:
+        advice = "; check the bundle with `edgejudge screen --verify`"
         return ProviderError(
-            f"{self.graph.file} failed on {self.provider} ({first_line(error)}); "
-            "check the bundle with `edgejudge screen --verify`"
+            f"{self.graph.file} failed on {self.provider} ({first_line(error)})"
+            f"{advice if self.provider == CPU else ''}"
         )
 
 

@@ -27,7 +27,11 @@ class Span:
 
 @dataclass(slots=True)
 class Trace:
-    """Spans in the order in which they began. An unfinished span has `ms` 0."""
+    """Spans in the order in which they began. An unfinished span has `ms` 0. `marks` are what a
+    reader of the result should know of how it came about: a code and a sentence each.
+    """
+
+    marks: list[tuple[str, str]] = field(default_factory=list)
 
     _began: float = field(default_factory=time.perf_counter)
     _spans: list[Span] = field(default_factory=list)

@@ -19,11 +19,13 @@ __all__ = ["in_groups"]
 def in_groups(
     graph: GraphRecord, feeds: Mapping[str, NDArray[Any]], spec: ModelSpec, most: int
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """Groups of at most `most` patches, but of a view at least; everything together in families
-    whose patches all meet.
+    """Groups of at most `most` patches, but of a view at least; as many views as a static graph
+    takes; everything together in families whose patches all meet.
     """
     names = [tensor.name for tensor in graph.inputs]
-    if any(tensor.shape[0] != "V" for tensor in graph.inputs):
+    if graph.tokens is not None:
+        most = graph.tokens * spec.vision.grid**2
+    elif any(tensor.shape[0] != "V" for tensor in graph.inputs):
         yield {name: feeds[name] for name in names}
         return
     views = max(1, most // spec.vision.grid**2)

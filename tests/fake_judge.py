@@ -59,7 +59,11 @@ class FakeEngine:
         self.trace = Trace()
         self.interrupt: Callable[[], None] | None = None
         self.placement = {"vision": "FakeProvider"}
+        self.numerics = "fake"
         self.prefixes: list[Length] = []  # lengths of those that lie in the cache
+
+    def revive_devices(self) -> None:
+        pass
 
     def new_trace(self) -> Trace:
         return Trace()
@@ -209,6 +213,7 @@ def manifest(
         vision_slices=(),
         decoder_slices=(),
         graphs=(),
+        targets=(),
         relevance=None,
         embeddings=EmbeddingsRecord("embeddings.bin", "float16", 1, 1),
         quantization=(),

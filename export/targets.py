@@ -1,0 +1,223 @@
+"""Graphs of the `gpu` and `npu` targets: the same forward pass, lowered otherwise.
+
+Takes an opened checkpoint, how the `cpu` target stores its weights, and the runs of layers that are
+parts; writes graphs and the weights they need beside those of the `cpu` target, and gives their
+records. Heads and embeddings stay on the processor, which needs microseconds for them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgejudge.bundle import GraphRecord, KvRecord, QuantRecord, TargetRecord
+from edgejudge.errors import ExportError
+from edgejudge.export.blocks import Plan
+from edgejudge.export.checkpoint import Checkpoint
+from edgejudge.export.gpu_ops import FusedGpuOps, PlainGpuOps
+from edgejudge.export.graphs import length_inputs, pass_inputs, save
+from edgejudge.export.ledger import Ledger
+from edgejudge.export.npu_ops import NpuOps
+from edgejudge.export.ranges import Ranges, ranges_of
+from edgejudge.export.store import WeightStore
+from edgejudge.models.spec import ModelSpec
+
+__all__ = ["TARGETS", "Variant", "lower", "variants_of"]
+
+TARGETS = ("cpu", "gpu", "npu", "npu:a16w4")
+_USUAL = {"npu": "a16w8"}
+_CONTEXTS = (512, 1024, 2048)  # rows of the cache that a static graph takes
+_TOKENS = (128, 1)  # of a chunk of a prompt, and of text that is written
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to lower a target, the fastest first. `tolerance` is how far a label logit on a
+    device may be from the reference over the same weights.
+    """
+
+    target: str
+    name: str
+    tolerance: float
+    bits: int = 0  # of weights that are stored for this target; 0 are those of the plan
+
+
+_VARIANTS = (
+    Variant("gpu", "float16.fused", 1e-1),
+    Variant("gpu", "float16.plain", 1e-1),
+    Variant("gpu", "float32.fused", 1e-2),
+    Variant("gpu", "float32.plain", 1e-2),
+    Variant("npu", "a16w8", 2.5e-1, 8),
+    Variant("npu", "a16w4", 2.5e-1, 4),
+)
+
+
+def variants_of(targets: Sequence[str]) -> list[Variant]:
+    """Of these targets; "npu:a16w4" has weights of four bits. Raises ExportError."""
+    found = []
+    for target in targets:
+        name, _, form = target.partition(":")
+        form = form or _USUAL.get(name, "")
+        some = [v for v in _VARIANTS if v.target == name and v.name.startswith(form)]
+        if target != "cpu" and not some:
+            known = "cpu, gpu, npu, npu:a16w4"
+            raise ExportError(f"no target is called {target!r}; known: {known}")
+        found += some
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A variant that was written, and how its weights are stored."""
+
+    variant: Variant
+    plan: Plan
+    graphs: tuple[GraphRecord, ...]
+    quantization: tuple[QuantRecord, ...]
+
+    def record(
+        self, canary_logits: Callable[[Plan], tuple[tuple[float, ...], ...]]
+    ) -> TargetRecord:
+        """Not compared with anything yet."""
+        variant = self.variant
+        return TargetRecord(
+            variant.target,
+            variant.name,
+            variant.tolerance,
+            canary_logits(self.plan),
+            self.quantization,
+            None,
+        )
+
+
+def lower(
+    folder: Path,
+    store: WeightStore,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    parts: Sequence[range],
+    variants: Sequence[Variant],
+    progress: Callable[[str, float], None],
+) -> list[Lowered]:
+    """Writes these variants beside the graphs of the `cpu` target, which `plan` is of."""
+    ranges: Ranges = {}
+    if any(variant.bits for variant in variants):
+        progress("looking how far values reach", 0.0)
+        ranges = ranges_of(checkpoint)
+    found = []
+    for index, variant in enumerate(variants):
+        progress(f"writing {variant.target} graphs", index / len(variants))
+        recipe = plan.recipe.for_npu(variant.bits) if variant.bits else plan.recipe.for_gpu()
+        chosen, ledger = plan.for_target(recipe), Ledger(checkpoint.family.group_of)
+        writer = _Writer(folder, store, checkpoint, ledger, parts)
+        graphs = tuple(writer.write(variant, chosen, ranges))
+        found.append(Lowered(variant, chosen, graphs, ledger.records()))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Writes one variant at a time."""
+
+    folder: Path
+    store: WeightStore
+    checkpoint: Checkpoint
+    ledger: Ledger
+    parts: Sequence[range]
+
+    def write(self, variant: Variant, plan: Plan, ranges: Ranges) -> Iterator[GraphRecord]:
+        """`plan` is of the variant; `ranges` are needed by whole numbers alone."""
+        if variant.target == "gpu":
+            yield from self._gpu(variant, plan)
+        else:
+            yield from self._npu(variant, plan, ranges)
+
+    @property
+    def _spec(self) -> ModelSpec:
+        return self.checkpoint.spec
+
+    def _gpu(self, variant: Variant, plan: Plan) -> Iterator[GraphRecord]:
+        dtype, _, form = variant.name.partition(".")
+        make = PlainGpuOps if form == "plain" else FusedGpuOps
+        given = (self.checkpoint.weights, plan, self.store, self.ledger)
+        family, spec, text = self.checkpoint.family, self._spec, self._spec.text
+        ops = make("vision", *given, dtype=dtype)
+        inputs = {
+            name: ops.input(name, dtype if kind == "float32" else kind, *shape)
+            for name, (kind, shape) in family.vision_inputs(spec).items()
+        }
+        value = family.vision(ops, spec, inputs)
+        ops.output(value, "visual_tokens", dtype, "V", spec.visual_tokens or "T", text.hidden)
+        yield save(self.folder, ops, "vision", None, None, target="gpu", variant=variant.name)
+        for index, layers in enumerate(self.parts):
+            ops = make(f"decoder_{index}", *given, dtype=dtype)
+            hidden, rotation = pass_inputs(ops, text, "S", "T", dtype)
+            if form == "fused":
+                length_inputs(ops)
+            cache = (1, text.kv_heads, "C", text.head_dim)
+            for layer in layers:
+                for name in ("key", "value"):
+                    ops.input(f"past_{name}_{layer}", dtype, *cache)
+            hidden = family.decoder(ops, spec, hidden, rotation, layers)
+            ops.output(hidden, "hidden_out", dtype, 1, "S", text.hidden)
+            new, rows = ("present", "T") if form == "fused" else ("new", "S")
+            for layer in layers:
+                for name in ("key", "value"):
+                    value = f"{new}_{name}_{layer}"
+                    ops.output(value, value, dtype, 1, text.kv_heads, rows, text.head_dim)
+            kv = KvRecord("BNSH", dtype, text.kv_heads, text.head_dim, None, (), ())
+            yield save(self.folder, ops, "decoder", index, kv, target="gpu", variant=variant.name)
+
+    def _npu(self, variant: Variant, plan: Plan, ranges: Ranges) -> Iterator[GraphRecord]:
+        given = (self.checkpoint.weights, plan, self.store, self.ledger, ranges)
+        family, spec, text = self.checkpoint.family, self._spec, self._spec.text
+        if (
+            spec.visual_tokens
+        ):  # of a view, which is of one size; pictures of any have no such graph
+            yield self._npu_vision(variant, lambda name: NpuOps(name, *given))
+        contexts = [c for c in _CONTEXTS if c <= text.max_positions] or [text.max_positions]
+        for index, layers in enumerate(self.parts):
+            for context in contexts:
+                for tokens in _TOKENS:
+                    ops = NpuOps(f"decoder_{index}", *given)
+                    hidden, rotation = pass_inputs(ops, text, tokens, context + tokens)
+                    for layer in layers:
+                        keys = (1, text.kv_heads, text.head_dim, context)
+                        values = (1, text.kv_heads, context, text.head_dim)
+                        ops.input(f"past_key_{layer}", "uint16", *keys)
+                        ops.input(f"past_value_{layer}", "uint16", *values)
+                    hidden = family.decoder(ops, spec, hidden, rotation, layers)
+                    ops.output(hidden, "hidden_out", "float32", 1, tokens, text.hidden)
+                    for layer in layers:
+                        keys = (1, text.kv_heads, text.head_dim, tokens)
+                        values = (1, text.kv_heads, tokens, text.head_dim)
+                        ops.output(f"new_key_{layer}", f"new_key_{layer}", "float32", *keys)
+                        ops.output(f"new_value_{layer}", f"new_value_{layer}", "float32", *values)
+                    found = iter(ops.cache_steps)
+                    steps = tuple((key, next(found)) for key in found)
+                    shape = (text.kv_heads, text.head_dim)
+                    kv = KvRecord("BNHS", "uint16", *shape, "layer", steps, (context,))
+                    yield save(
+                        self.folder,
+                        ops,
+                        "decoder",
+                        index,
+                        kv,
+                        target="npu",
+                        variant=variant.name,
+                        tokens=tokens,
+                    )
+
+    def _npu_vision(self, variant: Variant, make: Callable[[str], NpuOps]) -> GraphRecord:
+        """Of one view."""
+        family, spec = self.checkpoint.family, self._spec
+        ops = make("vision")
+        inputs = {}
+        for name, (dtype, shape) in family.vision_inputs(spec).items():
+            ops.input(name, dtype, *(1 if size == "V" else size for size in shape))
+            inputs[name] = name
+        value = family.vision(ops, spec, inputs)
+        shape = (1, spec.visual_tokens, spec.text.hidden)
+        ops.output(value, "visual_tokens", "float32", *shape)
+        return save(
+            self.folder, ops, "vision", None, None, target="npu", variant=variant.name, tokens=1
+        )
