@@ -99,8 +99,12 @@ class EagerOps:
             blocks = (functional.linear(x, self.tensor(b)) for b in self._source.blocks(weight))
             wide = torch.cat(list(blocks), -1)
             return wide if offset is None else wide + offset
-        matrix = self._kept(f"{weight} as matrix", lambda: self._matrix(weight, shape))
-        return functional.linear(x, matrix, offset)
+        return functional.linear(x, self._whole(weight), offset)
+
+    def _whole(self, weight: str) -> Tensor:
+        """[N, K]"""
+        shape = self._source.shape(weight)
+        return self._kept(f"{weight} as matrix", lambda: self._matrix(weight, shape))
 
     def _matrix(self, weight: str, shape: tuple[int, int]) -> NDArray[np.float32]:
         matrix, row = np.empty(shape, np.float32), 0

@@ -19,6 +19,7 @@ __all__ = ["FusedGpuOps", "PlainGpuOps"]
 _HALF_FILE = "weights.f16.bin"
 _HALF = 2  # accuracy_level of MatMulNBits: activations as float16
 _LEAST_PEAK = 2.0**-13  # of a token in 16 bits: its square and eps over it are still numbers there
+_LEAST_ROOT = 2.0**-13  # of a mean square: less than that of any which is not zero there
 _HIDDEN = -3e4  # added to a score that must not count; 16 bits hold it, and exp() of it is 0
 
 
@@ -78,10 +79,10 @@ class FusedGpuOps(OnnxOps):
         the square of its root over the peak.
         """
         mean = self._node("ReduceMean", [self.mul(small, small), self._constant([-1])])
-        root = self._node("Div", [self._number(eps**0.5), peak])
-        return self._node(
-            "Div", [small, self._node("Sqrt", [self.add(mean, self.mul(root, root))])]
-        )
+        floor = self._node("Div", [self._number(eps**0.5), peak])
+        root = self._node("Sqrt", [self.add(mean, self.mul(floor, floor))])
+        # Where a large token's values are all the same, both squares vanish in 16 bits.
+        return self._node("Div", [small, self._node("Max", [root, self._number(_LEAST_ROOT)])])
 
     def activation(self, x: str, kind: str) -> str:
         # x times the sigmoid of x: every provider has these two.

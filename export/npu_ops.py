@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.errors import ExportError
-from edgejudge.export.blocks import Plan
+from edgejudge.export.blocks import Columns, Plan
+from edgejudge.export.byte_ranges import main_of, rest_of
 from edgejudge.export.ledger import Ledger
 from edgejudge.export.plain_attention import PlainAttention
 from edgejudge.export.ranges import Names, Ranges, reaching
@@ -48,8 +49,11 @@ class NpuOps(PlainAttention):
         store: WeightStore,
         ledger: Ledger,
         ranges: Ranges,
+        columns: Columns | None = None,
     ) -> None:
+        """With `columns` matrices meet bytes (W8A8), but for those channels of their input."""
         super().__init__(name, store)
+        self._columns = columns
         self._weights, self._plan, self._ledger = weights, plan, ledger
         self._ranges, self._names = ranges, Names()
         self._spans: dict[str, tuple[float, float]] = {}  # of values that have levels already
@@ -136,7 +140,10 @@ class NpuOps(PlainAttention):
         if bits is None or rows is not None:
             raise ExportError(f"{weight} has no whole numbers in recipe {self._plan.recipe.name}")
         name = self._names.made_by(weight)
-        y = self._node("MatMul", [x, self._matrix(weight, bits)])
+        if self._columns is None:
+            y = self._node("MatMul", [x, self._matrix(weight, bits)])
+        else:
+            y = self._by_bytes(x, weight, bits, self._columns.get(weight, ()))
         low, high = self._ranges[name]
         if bias is None:
             return self._fixed(y, low, high)
@@ -144,33 +151,86 @@ class NpuOps(PlainAttention):
         y = self._fixed(y, low - float(offset.max()), high - float(offset.min()))
         return self._fixed(self._node("Add", [y, self._levels_of(bias)]), low, high)
 
+    def _by_bytes(self, x: str, weight: str, bits: int, columns: tuple[int, ...]) -> str:
+        """Bytes times bytes make bytes on Qualcomm's HTP; channels that tower would take their
+        levels, and pass beside them in 16 bits. What saturates meets rows of zeros.
+        """
+        rest, span = self._bytes(x, self._ranges[rest_of(weight)]), self._ranges[main_of(weight)]
+        main = self._node("MatMul", [rest, self._matrix(weight, bits, columns)])
+        main = self._fixed(self._bytes(main, span), *span)
+        if not columns:
+            return main
+        apart = self._move("Gather", x, (self._constant(columns),), axis=2)
+        side = self._node("MatMul", [apart, self._rows(weight, columns)])
+        low, high = self._ranges[weight]
+        side = self._fixed(side, low - span[1], high - span[0])
+        return self._node("Add", [main, side])
+
+    def _bytes(self, x: str, span: tuple[float, float]) -> str:
+        scale, zero = _grid(*span, levels=255)
+        return self._on(x, scale, np.uint8(zero), span)
+
+    def _rows(self, weight: str, columns: tuple[int, ...]) -> str:
+        """What a matrix does with these channels [C, N], in signed bytes."""
+        key, file = f"{weight}.n8.apart", "weights.n8.bin"
+        if self._store.get(key) is None:
+            rows, inner = matrix_shape(self._weights, weight)
+            block = self._weights(weight).reshape(rows, inner)[:, list(columns)]
+            scales = np.maximum(np.abs(block).max(axis=1) / 127, np.float32(_LEAST)).astype("f4")
+            levels = np.rint(block / scales[:, None]).astype(np.int8)
+            self._store.put(key, file, np.ascontiguousarray(levels.T))
+            self._store.put(f"{key}.scales", file, scales)
+        shape = (matrix_shape(self._weights, weight)[0], len(columns))
+        return self._by_output(key, file, shape, 8)
+
     def _levels_of(self, name: str) -> str:
         return self._constant_levels(f"{name}.n16", self._plain(name))
 
-    def _matrix(self, weight: str, bits: int) -> str:
-        """[K, N] in signed levels, each output with a scale of its own."""
+    def _matrix(self, weight: str, bits: int, apart: tuple[int, ...] = ()) -> str:
+        """[K, N] in signed levels, each output with a scale of its own; zero for channels that pass
+        beside it.
+        """
         key, file = f"{weight}.n{bits}", f"weights.n{bits}.bin"
+        if apart:
+            key += ".rest"
         shape = matrix_shape(self._weights, weight)
         if self._store.get(key) is None:
-            self._store_matrix(weight, bits, key, file)
-        scales = self._weight(f"{key}.scales", file, _never)
-        packed = shape[::-1] if bits == 4 else None
-        inputs = [self._weight(key, file, _never, packed), scales]
-        if packed:  # without them ONNX Runtime's QNN provider reads other values than these
-            inputs.append(self._weight(f"{key}.zeros", file, _never, (shape[0],)))
+            self._store_matrix(weight, bits, key, file, apart)
+        return self._by_output(key, file, shape, bits)
+
+    def _by_output(self, key: str, file: str, shape: tuple[int, int], bits: int) -> str:
+        """Stored levels [K, N] of a matrix [N, K], with their scales. Zero points are there though
+        they are zero: without them ONNX Runtime's QNN provider reads levels of four bits as others,
+        and its CPU provider cannot make signed bytes unsigned. Nor can it twice with the same ones.
+        """
+        zeros = np.zeros(shape[0] if bits == 8 else -(-shape[0] // 2), np.int8)
+        inputs = [
+            self._weight(key, file, _never, shape[::-1] if bits == 4 else None),
+            self._weight(f"{key}.scales", file, _never),
+            self._weight(
+                f"{key}.zeros",
+                file,
+                lambda: zeros if bits == 8 else zeros.view(np.uint8),
+                (shape[0],) if bits == 4 else None,
+            ),
+        ]
         return self._node("DequantizeLinear", inputs, axis=1)
 
-    def _store_matrix(self, weight: str, bits: int, key: str, file: str) -> None:
+    def _store_matrix(
+        self, weight: str, bits: int, key: str, file: str, apart: tuple[int, ...]
+    ) -> None:
         parts = list(self._plan.quantized(self._weights, weight))
         rows, inner = matrix_shape(self._weights, weight)
         levels = np.concatenate([p.q.levels.reshape(len(p.q.levels), -1) for p in parts])
         if bits == 4:
-            levels = np.stack([levels & 15, levels >> 4], axis=-1).reshape(rows, -1)[:, :inner]
+            levels = np.stack([levels & 15, levels >> 4], axis=-1).reshape(rows, -1)
+        levels = levels[:, :inner]  # rows of an odd length were padded
         signed = (levels.astype(np.int16) - (1 << bits - 1)).astype(np.int8).T
         scales = np.concatenate([p.q.scales[:, 0] for p in parts])
         # Levels of a negative scale, which a search may choose, are turned around instead.
         flipped = np.where(scales < 0, -1, 1).astype(np.int8)
         signed = np.clip(signed * flipped, 1 - (1 << bits - 1), (1 << bits - 1) - 1).astype(np.int8)
+        signed[list(apart)] = 0
         if bits == 4:
             flat = signed.reshape(-1).astype(np.uint8) & 15
             if flat.size % 2:
@@ -180,8 +240,6 @@ class NpuOps(PlainAttention):
         # A row of zeros has no scale; any does no harm.
         safe = np.where(scales == 0, np.float32(1), np.abs(scales)).astype(np.float32)
         self._store.put(f"{key}.scales", file, safe)
-        if bits == 4:
-            self._store.put(f"{key}.zeros", file, np.zeros(-(-rows // 2), np.uint8))
         error, square = sum(p.error for p in parts), sum(p.square for p in parts)
         nbytes = signed.size + 4 * rows
         self._ledger.quantized(weight, bits, 0, nbytes, error, square)
@@ -324,10 +382,10 @@ class NpuOps(PlainAttention):
         return self._names.next(what)
 
 
-def _grid(low: float, high: float) -> tuple[np.float32, int]:
-    """Step and zero point of 65,536 levels from `low` to `high`."""
+def _grid(low: float, high: float, levels: int = _LEVELS) -> tuple[np.float32, int]:
+    """Step and zero point of so many steps from `low` to `high`."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32(max(high - low, _LEAST) / _LEVELS)
+    scale = np.float32(max(high - low, _LEAST) / levels)
     return scale, int(round(-low / float(scale)))
 
 

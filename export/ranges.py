@@ -7,21 +7,19 @@ hides does not count: a range that held -1e9 would have no levels left for score
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgejudge.export.calibration import CalibrationPicture
 from edgejudge.export.checkpoint import Checkpoint
 from edgejudge.export.compile import asked_of
 from edgejudge.export.eager import EagerOps
 from edgejudge.export.observe import calibration_or_drawn
-from edgejudge.export.reference import Reference
+from edgejudge.export.reference import Asked, Reference
 from edgejudge.export.stored import Exact, Weights
 
-__all__ = ["Names", "Ranges", "ranges_of", "reaching"]
+__all__ = ["Names", "RangeOps", "Ranges", "ranges_by", "ranges_of", "reaching"]
 
 Ranges = dict[str, tuple[float, float]]
 _ROOM = 1.1  # for what calibration pictures did not show; beyond it a value is clipped
@@ -116,14 +114,19 @@ class RangeOps(EagerOps):
         self._seen(name, rows * scale @ keys.transpose(2, 3))
 
 
-def ranges_of(checkpoint: Checkpoint, weights: Callable[[Any], Weights] = Exact) -> Ranges:
-    """Over the calibration pictures, or a drawn one where there are none; each a little wider than
-    what was seen.
+def ranges_of(checkpoint: Checkpoint) -> Ranges:
+    """Of every value."""
+    return ranges_by(RangeOps(Exact(checkpoint.weights)), checkpoint)
+
+
+def ranges_by(ops: RangeOps, checkpoint: Checkpoint) -> Ranges:
+    """What a backend sees over the calibration pictures and prompts without one, or a drawn picture
+    where there are none; each a little wider than it was.
     """
-    ops = RangeOps(weights(checkpoint.weights))
     reference = Reference(checkpoint.spec, ops, checkpoint.tokens.image)
-    pictures: list[CalibrationPicture] = calibration_or_drawn(checkpoint)
-    reference.ask(asked_of(checkpoint, pictures), checkpoint.labels.token_ids)
+    pictures = calibration_or_drawn(checkpoint)
+    blind = Asked([checkpoint.prompts.blind_ids(text) for text in pictures[0].conditions[:4]])
+    reference.ask([*asked_of(checkpoint, pictures), blind], checkpoint.labels.token_ids)
     return {name: _wider(*found) for name, found in ops.ranges.items()}
 
 

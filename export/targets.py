@@ -11,7 +11,8 @@ from pathlib import Path
 
 from edgejudge.bundle import GraphRecord, KvRecord, QuantRecord, TargetRecord
 from edgejudge.errors import ExportError
-from edgejudge.export.blocks import Plan
+from edgejudge.export.blocks import Columns, Plan
+from edgejudge.export.byte_ranges import byte_ranges
 from edgejudge.export.checkpoint import Checkpoint
 from edgejudge.export.gpu_ops import FusedGpuOps, PlainGpuOps
 from edgejudge.export.graphs import length_inputs, pass_inputs, save
@@ -23,7 +24,7 @@ from edgejudge.models.spec import ModelSpec
 
 __all__ = ["TARGETS", "Variant", "lower", "variants_of"]
 
-TARGETS = ("cpu", "gpu", "npu", "npu:a16w4")
+TARGETS = ("cpu", "gpu", "npu", "npu:a16w4", "npu:a8w8")
 _USUAL = {"npu": "a16w8"}
 _CONTEXTS = (512, 1024, 2048)  # rows of the cache that a static graph takes
 _TOKENS = (128, 1)  # of a chunk of a prompt, and of text that is written
@@ -39,6 +40,7 @@ class Variant:
     name: str
     tolerance: float
     bits: int = 0  # of weights that are stored for this target; 0 are those of the plan
+    by_bytes: bool = False  # whether matrices meet bytes
 
 
 _VARIANTS = (
@@ -48,19 +50,21 @@ _VARIANTS = (
     Variant("gpu", "float32.plain", 1e-2),
     Variant("npu", "a16w8", 2.5e-1, 8),
     Variant("npu", "a16w4", 2.5e-1, 4),
+    Variant("npu", "a8w8", 5e-1, 8, by_bytes=True),
 )
 
 
 def variants_of(targets: Sequence[str]) -> list[Variant]:
-    """Of these targets; "npu:a16w4" has weights of four bits. Raises ExportError."""
+    """Of these targets, in their order; "npu:a16w4" has weights of four bits, "npu:a8w8" matrices
+    that meet bytes. Raises ExportError.
+    """
     found = []
     for target in targets:
         name, _, form = target.partition(":")
         form = form or _USUAL.get(name, "")
         some = [v for v in _VARIANTS if v.target == name and v.name.startswith(form)]
         if target != "cpu" and not some:
-            known = "cpu, gpu, npu, npu:a16w4"
-            raise ExportError(f"no target is called {target!r}; known: {known}")
+            raise ExportError(f"no target is called {target!r}; known: {', '.join(TARGETS)}")
         found += some
     return list(dict.fromkeys(found))
 
@@ -100,16 +104,21 @@ def lower(
 ) -> list[Lowered]:
     """Writes these variants beside the graphs of the `cpu` target, which `plan` is of."""
     ranges: Ranges = {}
+    columns: Columns = {}
     if any(variant.bits for variant in variants):
         progress("looking how far values reach", 0.0)
-        ranges = ranges_of(checkpoint)
+        if any(variant.by_bytes for variant in variants):
+            ranges, columns = byte_ranges(checkpoint)
+        else:
+            ranges = ranges_of(checkpoint)
     found = []
     for index, variant in enumerate(variants):
         progress(f"writing {variant.target} graphs", index / len(variants))
         recipe = plan.recipe.for_npu(variant.bits) if variant.bits else plan.recipe.for_gpu()
         chosen, ledger = plan.for_target(recipe), Ledger(checkpoint.family.group_of)
         writer = _Writer(folder, store, checkpoint, ledger, parts)
-        graphs = tuple(writer.write(variant, chosen, ranges))
+        apart = columns if variant.by_bytes else None
+        graphs = tuple(writer.write(variant, chosen, ranges, apart))
         found.append(Lowered(variant, chosen, graphs, ledger.records()))
     return found
 
@@ -124,12 +133,16 @@ class _Writer:
     ledger: Ledger
     parts: Sequence[range]
 
-    def write(self, variant: Variant, plan: Plan, ranges: Ranges) -> Iterator[GraphRecord]:
-        """`plan` is of the variant; `ranges` are needed by whole numbers alone."""
+    def write(
+        self, variant: Variant, plan: Plan, ranges: Ranges, apart: Columns | None
+    ) -> Iterator[GraphRecord]:
+        """`plan` is of the variant; `ranges` are needed by whole numbers alone, and `apart` by
+        bytes.
+        """
         if variant.target == "gpu":
             yield from self._gpu(variant, plan)
         else:
-            yield from self._npu(variant, plan, ranges)
+            yield from self._npu(variant, plan, ranges, apart)
 
     @property
     def _spec(self) -> ModelSpec:
@@ -167,8 +180,10 @@ class _Writer:
             kv = KvRecord("BNSH", dtype, text.kv_heads, text.head_dim, None, (), ())
             yield save(self.folder, ops, "decoder", index, kv, target="gpu", variant=variant.name)
 
-    def _npu(self, variant: Variant, plan: Plan, ranges: Ranges) -> Iterator[GraphRecord]:
-        given = (self.checkpoint.weights, plan, self.store, self.ledger, ranges)
+    def _npu(
+        self, variant: Variant, plan: Plan, ranges: Ranges, apart: Columns | None
+    ) -> Iterator[GraphRecord]:
+        given = (self.checkpoint.weights, plan, self.store, self.ledger, ranges, apart)
         family, spec, text = self.checkpoint.family, self._spec, self._spec.text
         if (
             spec.visual_tokens

@@ -31,8 +31,9 @@ from edgejudge.runtime.worker import Worker
 __all__ = ["Accelerator", "DeviceFault", "Loaded", "NotTaken"]
 
 T = TypeVar("T")
-# Otherwise the CPU provider rounds activations where a graph says nothing of it.
-_EXACT = {"session.qdq_matmulnbits_accuracy_level": "0"}
+# Otherwise the CPU provider rounds activations where a graph says nothing of it, and adds products
+# of bytes in 16 bits on processors without VNNI.
+_EXACT = {"session.qdq_matmulnbits_accuracy_level": "0", "session.x64quantprecision": "1"}
 
 
 class DeviceFault(ProviderError):

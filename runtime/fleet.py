@@ -33,6 +33,7 @@ class Fleet:
     unused: dict[tuple[str, str], str] = field(default_factory=dict)
     # Of each device and stage: form -> how far the canary was off, or why it could not be asked.
     answers: dict[tuple[str, str], dict[str, float | str]] = field(default_factory=dict)
+    redo: bool = True  # on the processor what a device failed at; otherwise its fault is raised
     _failures: dict[str, int] = field(default_factory=dict)
     _off: set[str] = field(default_factory=set)
     _only: tuple[str, Accelerator] | None = None
@@ -83,7 +84,7 @@ class Fleet:
         try:
             return work(accelerator), accelerator
         except DeviceFault as fault:
-            if self._only is not None:
+            if self._only is not None or not self.redo:
                 raise
             self._failed(accelerator, stage, fault, trace)
             return None
