@@ -112,7 +112,10 @@ class Plan:
         bits = self.bits_of(name)
         if bits is None:
             return 32
-        return 8 if self.integer(name) else bits + 32 / self.recipe.block
+        if self.integer(name):
+            return 8
+        # A scale of a whole row counts for nothing.
+        return bits + 32 / self.recipe.block if self.recipe.block else bits
 
     def _run(self, inner: int) -> int:
         """Weights that share a scale; four bits come in pairs."""

@@ -36,7 +36,7 @@ from edgejudge.export.importance import column_importance
 from edgejudge.export.kv_steps import kv_steps
 from edgejudge.export.ledger import Ledger
 from edgejudge.export.onnx_ops import OnnxOps
-from edgejudge.export.parts import Cut, layer_bytes, slices
+from edgejudge.export.parts import Cut, layer_bytes, npu_parts, slices
 from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
 from edgejudge.export.reference import Reference
 from edgejudge.export.side_path import side_columns, sites_of
@@ -237,7 +237,7 @@ def _fill(
             "int8" if plan.kv_steps else "float32",
             bool(recipe.integer) and recipe.integer_bits == 8,
         )
-        runs = _runs(checkpoint, plan, cut)
+        runs = _runs(checkpoint, plan, cut, variants)
         written = writer.write(runs)
         others = lower(folder, store, checkpoint, plan, runs.parts, variants, progress)
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)
@@ -287,14 +287,20 @@ def _fill(
     _write_manifest(folder, manifest.signed())
 
 
-def _runs(checkpoint: Checkpoint, plan: Plan, cut: Cut) -> Runs:
+def _runs(checkpoint: Checkpoint, plan: Plan, cut: Cut, variants: Sequence[Variant]) -> Runs:
     family, spec = checkpoint.family, checkpoint.spec
 
-    def costs(group: str, layers: int) -> list[int]:
+    def costs(group: str, layers: int, plan: Plan = plan) -> list[int]:
         return layer_bytes(family.weight_names(spec), plan, layers, group)
 
     decoder = costs("decoder", spec.text.layers)
-    return Runs(cut.apply(decoder), slices(costs("vision", spec.vision.layers)), slices(decoder))
+    plans = [plan.for_target(plan.recipe.for_npu(v.bits)) for v in variants if v.bits]
+    parts = npu_parts(cut, [costs("decoder", spec.text.layers, other) for other in plans])
+    return Runs(
+        cut.apply(decoder) if parts is None else parts,
+        slices(costs("vision", spec.vision.layers)),
+        slices(decoder),
+    )
 
 
 def _write_embeddings(

@@ -12,9 +12,11 @@ from edgejudge.errors import ExportError
 from edgejudge.export.blocks import Plan
 from edgejudge.export.recipe import layer_of
 
-__all__ = ["Cut", "layer_bytes", "slices"]
+__all__ = ["Cut", "layer_bytes", "npu_parts", "slices"]
 
 _SLICE_BYTES = 64 << 20
+# Qualcomm's HTP addresses 32 bits; its makers cut models into parts of one to two gigabytes.
+_NPU_BYTES, _NPU_MOST = 1 << 30, 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,25 @@ def _greedy(costs: Sequence[int], limit: int) -> list[range]:
             first, held = layer, 0
         held += cost
     return [*runs, range(first, len(costs))]
+
+
+def npu_parts(cut: Cut, costs: Sequence[Sequence[int]]) -> list[range] | None:
+    """Parts that an NPU's compiler takes, of the most that any variant's layers cost; None without
+    any. Raises ExportError for a cut that leaves one too large.
+    """
+    if not costs:
+        return None
+    most = [max(layer) for layer in zip(*costs, strict=True)]
+    if cut == Cut() and sum(most) > _NPU_BYTES:
+        cut = Cut(part_bytes=_NPU_BYTES)
+    runs = cut.apply(most)
+    largest = max(sum(most[layer] for layer in run) for run in runs)
+    if largest > _NPU_MOST:
+        raise ExportError(
+            f"the largest part takes {largest / 2**30:.1f} GiB, an NPU's compiler takes "
+            f"{_NPU_MOST / 2**30:.0f}; ask for more parts, or leave --parts out"
+        )
+    return runs
 
 
 def slices(costs: Sequence[int]) -> list[range]:
