@@ -18,8 +18,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="list the execution providers and devices of this machine",
         description=(
             "List every execution provider that edgejudge knows of: where it runs, what it "
-            "computes in, and for a missing one the reason and what would install it. Judging runs "
-            "on the CPU provider as yet."
+            "computes in, and for a missing one the reason and what would install it. "
+            "`screen --place` runs stages there, `check` says whether they are right."
         ),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -151,7 +151,7 @@ class Plan:
             if columns:
                 block = block.copy()
                 block[:, columns] = 0
-            q = quantize(block, bits, run, search, importance)
+            q = quantize(block, bits, run, search, importance, symmetric=not self.recipe.block)
             return QuantizedRows(q, _square(dequantize(q) - block), square, exact)
 
         blocks = list(row_blocks(*shape))

@@ -314,7 +314,8 @@ def _write_embeddings(
     with (folder / _EMBEDDINGS).open("wb") as stream:
         for some in row_blocks(rows, width):
             exact = checkpoint.weights.rows(name, some)
-            stored = exact.astype(dtype.newbyteorder("<"))
+            with np.errstate(over="ignore"):  # told below, by name
+                stored = exact.astype(dtype.newbyteorder("<"))
             if not np.isfinite(stored).all():
                 raise ExportError(f"{name} holds values beyond {dtype}; use --recipe exact")
             stream.write(stored.tobytes())

@@ -33,7 +33,12 @@ class FusedGpuOps(OnnxOps):
     def _exact(self, key: str, make: Callable[[], NDArray[np.float32]]) -> str:
         if not self._half:
             return super()._exact(key, make)
-        return self._weight(f"{key}.f16", _HALF_FILE, lambda: make().astype(np.float16))
+
+        def halves() -> NDArray[np.float16]:
+            with np.errstate(over="ignore"):  # the store refuses what became infinite
+                return make().astype(np.float16)
+
+        return self._weight(f"{key}.f16", _HALF_FILE, halves)
 
     def _scales(self, key: str, file: str) -> str:
         if not self._half:

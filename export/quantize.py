@@ -38,13 +38,15 @@ def quantize(
     block: int,
     search: bool = False,
     importance: NDArray[np.float32] | None = None,
+    symmetric: bool = False,
 ) -> Quantized:
     """Rounds each block to the nearest levels of its scale.
 
     Plain: the scale is max|block| / (2^(bits - 1) - 1), so that no value moves by more than half of
     it. `search` takes, of several smaller ones and of those that reach down to the lowest level,
     the scale with the least squared error; `importance` [K] weighs the error of each column, as by
-    the mean square of the activation it meets.
+    the mean square of the activation it meets. `symmetric` leaves the lowest level unused and
+    scales positive, for targets that know no others.
     """
     rows, inner = weight.shape
     blocks = -(-inner // block)
@@ -59,7 +61,8 @@ def quantize(
     scales[scales < np.finfo(np.float32).tiny] = 0
     bottom = -top
     if search:
-        scales, bottom = _searched(padded, scales, bits, _column_weights(importance, blocks, block))
+        weights = _column_weights(importance, blocks, block)
+        scales, bottom = _searched(padded, scales, bits, weights, symmetric)
     levels = _rounded(padded, scales, bottom, top) * (scales[..., None] != 0)
     unsigned = (levels + zero).astype(np.uint8)
     if bits == 4:
@@ -90,23 +93,25 @@ def _searched(
     plain: NDArray[np.float32],
     bits: int,
     weights: NDArray[np.float32] | None,
+    symmetric: bool,
 ) -> tuple[NDArray[np.float32], int]:
     """The best scale of each block, and the lowest level that it may use."""
     zero = 2 ** (bits - 1)
     top = zero - 1
+    bottom = -top if symmetric else -zero
     # The extreme value of a block may lie on the lowest level, which has no counterpart above.
     flat = np.abs(padded).argmax(axis=-1)[..., None]
     reaching = -np.take_along_axis(padded, flat, -1)[..., 0] / np.float32(zero) * (plain != 0)
     best: NDArray[np.float32] = plain
-    error = _error(padded, plain, -zero, top, weights)
-    for form in (plain, reaching):
+    error = _error(padded, plain, bottom, top, weights)
+    for form in (plain,) if symmetric else (plain, reaching):
         for ratio in _RATIOS:
             scales = form * np.float32(ratio)
-            found = _error(padded, scales, -zero, top, weights)
+            found = _error(padded, scales, bottom, top, weights)
             better = found < error
             best = np.where(better, scales, best).astype(np.float32, copy=False)
             error = np.where(better, found, error).astype(np.float32, copy=False)
-    return best, -zero
+    return best, bottom
 
 
 def _error(

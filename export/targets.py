@@ -44,13 +44,13 @@ class Variant:
 
 
 _VARIANTS = (
-    Variant("gpu", "float16.fused", 1e-1),
-    Variant("gpu", "float16.plain", 1e-1),
-    Variant("gpu", "float32.fused", 1e-2),
-    Variant("gpu", "float32.plain", 1e-2),
-    Variant("npu", "a16w8", 2.5e-1, 8),
-    Variant("npu", "a16w4", 2.5e-1, 4),
-    Variant("npu", "a8w8", 5e-1, 8, by_bytes=True),
+    Variant("gpu", "float16.fused", 5e-2),
+    Variant("gpu", "float16.plain", 5e-2),
+    Variant("gpu", "float32.fused", 1e-3),
+    Variant("gpu", "float32.plain", 1e-3),
+    Variant("npu", "a16w8", 1e-1, 8),
+    Variant("npu", "a16w4", 1e-1, 4),
+    Variant("npu", "a8w8", 3e-1, 8, by_bytes=True),
 )
 
 

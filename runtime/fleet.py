@@ -169,7 +169,7 @@ class Fleet:
 
 
 def _off(name: str) -> tuple[str, str]:
-    return "device_off", f"{name} failed too often and is not asked"
+    return "device_off", f"{name} failed too often, or did not end, and is not asked"
 
 
 def _told(trace: Trace, about: str, *codes: str) -> bool:

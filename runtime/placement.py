@@ -122,9 +122,11 @@ def _check_graphs(bundle: Bundle, stage: str, device: Device) -> None:
     wanted = "vision" if stage == "vision" else "decoder"
     if any((g.target, g.stage) == (device.target, wanted) for g in bundle.manifest.graphs):
         return
+    others = any(g.target == device.target for g in bundle.manifest.graphs)
+    advice = "" if others else f"export it with --targets cpu,{device.target}, or "
     raise BundleError(
-        f"{bundle.path}: has no {wanted} graphs for the {device.target} target; export it with "
-        f"--targets cpu,{device.target}, or leave that stage on the cpu"
+        f"{bundle.path}: has no {wanted} graphs for the {device.target} target; {advice}leave that "
+        "stage on the cpu"
     )
 
 

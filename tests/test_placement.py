@@ -227,11 +227,10 @@ def picture(tmp_path: Path) -> Path:
 # The command line on a machine with its processor alone.
 SCRIPT = f"""if True:
     import sys
-    sys.path.insert(0, {str(Path(__file__).parent)!r})
-    import test_placement
-    import edgejudge.runtime.devices
-    bare = test_placement.bare_survey()
-    edgejudge.runtime.devices.survey = lambda: bare
+    from edgejudge.runtime import devices
+    devices._BUILT_IN = frozenset(["{CPU}"])
+    devices._version = lambda module: ""
+    devices._base_package = lambda: "onnxruntime"
     from edgejudge.cli import main
     sys.exit(main())
 """

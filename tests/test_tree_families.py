@@ -24,7 +24,7 @@ from edgejudge.runtime import Engine
 
 FAMILIES = {"smolvlm": tiny.make_checkpoint, "qwen2_5_vl": tiny_qwen.make_checkpoint}
 # Random weights: in `fast` a last bit that becomes a level of an activation has been seen to move a
-# probability by 0.021 (one example of many hundreds, on a processor of the EPYC 7003 line, without VNNI).
+# probability by 0.021 (one example of many hundreds, on an EPYC 7003, which has no VNNI).
 BANDS = {"exact": 1e-5, "w8": 1e-5, "small": 1e-5, "fast": 4e-2}
 SLOW = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
