@@ -16,9 +16,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def one_ahead(items: Iterator[T], work: Callable[[T], R]) -> Iterator[R]:
+def one_ahead(
+    items: Iterator[T], work: Callable[[T], R], give_up: Callable[[], None] = lambda: None
+) -> Iterator[R]:
     """`work` of each item, in another thread and one item ahead of what was taken; begins when the
-    first is asked for. An error of either is raised where its result would have come.
+    first is asked for. An error of either is raised where its result would have come. `give_up`
+    makes work end that might go on for long; it is called when Ctrl-C ends the wait for a result.
     """
     wanted = threading.Semaphore(1)
     working = threading.Lock()
@@ -58,6 +61,9 @@ def one_ahead(items: Iterator[T], work: Callable[[T], R]) -> Iterator[R]:
                 raise result
             wanted.release()
             yield result[0]
+    except KeyboardInterrupt:
+        give_up()
+        raise
     finally:
         atexit.unregister(end)
         end()

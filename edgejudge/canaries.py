@@ -19,7 +19,7 @@ import numpy as np
 
 from edgejudge.bundle import Bundle, TargetRecord, cache_folder, keep_json
 from edgejudge.errors import EdgeJudgeError, ProviderError
-from edgejudge.goldens import canary_distance
+from edgejudge.goldens import canary_distance, step_distance
 
 if TYPE_CHECKING:
     from edgejudge.runtime import Engine
@@ -73,7 +73,7 @@ def _choose(
 ) -> None:
     """The first form, of those in the manifest's order, that is right."""
     device, fleet = accelerator.device, engine.fleet
-    parts = [part for (_, part), a in fleet.routes.items() if a is accelerator]
+    parts = [part for (_, part), some in fleet.routes.items() if accelerator in some]
     file = _file(bundle, accelerator, stage, parts)
     known = {} if again or strict else _kept(file)
     found: dict[str, float | str] = {}
@@ -88,6 +88,8 @@ def _choose(
         found[name] = answer
         if isinstance(answer, float) and answer <= limit:
             accelerator.use(stage, name)
+            if strict:  # also those that the canary did not need
+                accelerator.open(stage, engine.trace)
             break
     if not accelerator.hung:
         with contextlib.suppress(OSError):  # what is not kept is asked again
@@ -133,7 +135,10 @@ def _ask(
     """How far off the canary is, or why it could not be asked."""
     try:
         with engine.fleet.only(stage, accelerator, variant):
-            return canary_distance(bundle, engine)
+            error = canary_distance(bundle, engine)
+            if stage == "decoder":
+                error = max(error, step_distance(bundle, engine))
+            return error
     except EdgeJudgeError as error:
         return str(error)
 

@@ -110,7 +110,7 @@ def _say(path: str) -> None:
 def _document(judge: "Judge", reference: "Judge", tally: "Tally", pictures: int) -> dict[str, Any]:
     from edgejudge.gate import upper_bound
 
-    fleet = judge.engine.fleet  # type: ignore[union-attr]  # without a memory budget it is an Engine
+    fleet = judge.engine.fleet  # type: ignore[union-attr]  # no BatchScorer without a budget
     sessions = [
         {
             "device": accelerator.device.name,

@@ -7,6 +7,7 @@ whether this machine may be trusted with the bundle. Knows no checkpoint.
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from edgejudge.runtime import Engine
     from edgejudge.screening import Scorer
 
-__all__ = ["canary_distance", "check_canary", "graph_error"]
+__all__ = ["canary_distance", "check_canary", "graph_error", "step_distance"]
 
 
 def graph_error(bundle: Bundle, engine: "Engine") -> float:
@@ -63,6 +64,23 @@ def canary_distance(bundle: Bundle, engine: "Scorer | BatchScorer") -> float:
     """Largest |engine - reference| on a label logit of the canary."""
     golden = bundle.manifest.canary.golden
     return _distance(golden, _ask(bundle, engine, golden))
+
+
+def step_distance(bundle: Bundle, engine: "Engine") -> float:
+    """The same of the first question, whose last token passes the decoder alone: what text is
+    written by may be another graph, and another kernel.
+    """
+    golden = bundle.manifest.canary.golden
+    feeds = _feeds(bundle, golden)
+    visual = None if feeds is None else engine.encode_image(feeds)
+    ids, positions = _prefix(bundle, golden)
+    *before, last = golden.branches[0]
+    prefix = engine.prefill(ids, visual, positions)
+    if before:
+        prefix = engine.prefill(before, after=prefix)
+    _, hidden = engine.append([last], after=prefix)
+    first = replace(golden, label_logits=golden.label_logits[:1])
+    return _distance(first, engine.label_logits(hidden[None]))
 
 
 def _kept(file: Path) -> Any:

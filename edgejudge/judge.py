@@ -230,7 +230,7 @@ class Judge:
         def prepare(image: ImageInput) -> OneAhead:
             return screening.prepare(image, Stop())
 
-        for prepared in one_ahead(images, prepare):
+        for prepared in one_ahead(images, prepare, screening.give_up):
             yield screening.finish(prepared, plan, Stop(timeout), self._turns)
 
     def _screen(self, image: ImageInput, plan: Plan, stop: Stop) -> Verdict:
@@ -295,7 +295,7 @@ class Judge:
     def revive_devices(self) -> None:
         """Devices that failed too often, or did not end, are asked again from now on."""
         if not isinstance(self.engine, BatchScorer):
-            self.engine.revive_devices()
+            self.engine.fleet.revive()
 
     def language_priors(
         self, policy: str | PathLike[str] | Policy = "stickers", timeout: float | None = None

@@ -5,7 +5,7 @@ Knows no graph, provider or file format.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -37,6 +37,8 @@ class Spans(Protocol):
     def spans(self) -> Sequence[Any]: ...
     @property
     def marks(self) -> Sequence[tuple[str, str]]: ...
+    @property
+    def ran(self) -> Mapping[str, str]: ...
     def span(
         self, name: str, device: str = "host", **counts: int
     ) -> AbstractContextManager[None]: ...
@@ -129,7 +131,8 @@ class Judging:
             policy_version=plan.version,
             policy_sha256=plan.sha256,
             stages_ms=_stages_ms(made.trace),
-            placement=Table({} if failed else self._engine.placement),
+            # Of this picture: another one may be encoded meanwhile.
+            placement=Table({} if failed else made.trace.ran or self._engine.placement),
             prefix_cache=found,
             reused_tokens=reused,
         )

@@ -30,12 +30,12 @@ __all__ = ["OneAhead", "Scorer", "Screening"]
 
 
 class Scorer(Answerer, Protocol):
-    """What a Judge needs of an engine; `edgejudge.runtime.Engine` is one. `numerics` names all that
-    its numbers depend on beside the bundle.
+    """What a Judge needs of an engine; `edgejudge.runtime.Engine` is one. `fleet` are its devices
+    beside the CPU, as edgejudge.runtime.fleet has them.
     """
 
-    @property
-    def numerics(self) -> str: ...
+    fleet: Any
+
     def encode_image(
         self, feeds: Mapping[str, NDArray[Any]], trace: Any = None
     ) -> NDArray[np.float32]: ...
@@ -46,7 +46,6 @@ class Scorer(Answerer, Protocol):
         positions: NDArray[np.int64] | None = None,
         after: Any = None,
     ) -> Any: ...
-    def revive_devices(self) -> None: ...
     def holds(self, prefix: Any) -> bool: ...
     def snapshot(
         self, prefix: Any, after: Any = None, most: int | None = None
@@ -103,7 +102,7 @@ class Screening(Judging):
         store = None if cache is None else cache.store
         # The fingerprint is of all that prompts, pixels and graphs are made from.
         identity = [bundle.fingerprint.encode(), *(() if cache is None else _versions())]
-        identity.append(engine.numerics.encode())
+        identity.append(engine.fleet.numerics().encode())
         super().__init__(bundle, engine, prompts, limits, store, identity)
         self._cache = cache
         self._system: Any = None  # the prefix before the picture, while the engine holds it
@@ -122,6 +121,10 @@ class Screening(Judging):
             stop.check()
             made.encoded = self._encode(made.rgb, made.trace)
         return made
+
+    def give_up(self) -> None:
+        """Nobody waits any more for what devices are at now."""
+        self._engine.fleet.give_up()
 
     def finish(self, made: OneAhead, plan: Plan, stop: Stop, turns: Turns) -> Verdict:
         """Waits for a turn with the engine, asks and decides."""

@@ -124,11 +124,11 @@ def emulated(bundle: Bundle, record: TargetRecord, threads: int) -> "Fleet":
     from edgejudge.runtime.placement import Device
 
     device = Device(record.target, "CPUExecutionProvider")
-    places: dict[tuple[str, int | None], Device] = {
-        ("decoder", part.index): device for part in bundle.manifest.parts
+    places: dict[tuple[str, int | None], tuple[Device, ...]] = {
+        ("decoder", part.index): (device,) for part in bundle.manifest.parts
     }
     if bundle.graphs(record.target, record.variant, "vision"):
-        places["vision", None] = device
+        places["vision", None] = (device,)
     fleet = Fleet.of(bundle, places, threads)
     fleet.redo = False  # what the processor's own graphs answer says nothing of these
     for accelerator in fleet.accelerators:

@@ -84,6 +84,10 @@ class Accelerator:
     def hung(self) -> bool:
         return self._worker.abandoned
 
+    def give_up(self) -> None:
+        """Leaves behind what is at work now, as if it had hung."""
+        self._worker.give_up()
+
     def renew(self) -> None:
         """Forgets sessions, copies and a thread that hangs."""
         self._sessions.clear()
@@ -105,6 +109,11 @@ class Accelerator:
         if stage == "decoder":
             self._replicas.clear()
 
+    def open(self, stage: str, trace: Trace) -> None:
+        """Every graph of a stage, before it is needed."""
+        for graph in self.bundle.graphs(self.device.target, self.variants[stage], stage):
+            self._open(graph, trace)
+
     def forget(self, rows: int) -> None:
         """What lies behind so many rows of the cache was replaced."""
         for replica in self._replicas.values():
@@ -120,6 +129,8 @@ class Accelerator:
             session = self._open(graph, trace)
             with trace.span("vision", self.device.name):
                 (tokens,) = self._run(session, graph, some)
+            if tokens.shape[-1] != self.spec.text.hidden:
+                raise DeviceFault(f"{graph.file} gave the shape {tokens.shape}")
             groups.append(np.asarray(tokens, np.float32).reshape(-1, self.spec.text.hidden))
         found = np.ascontiguousarray(np.concatenate(groups))
         if not np.isfinite(found).all():
@@ -148,7 +159,7 @@ class Accelerator:
             return run_padded(graphs, run, part, hidden, given, cache, replica, trace)
         except NoGraph as error:
             raise NotTaken(str(error)) from None
-        except ProviderError as error:
+        except (ProviderError, ValueError) as error:  # the latter of shapes that are no graph's
             replica.forget(cache.cursor)
             raise DeviceFault(str(error)) from None
 

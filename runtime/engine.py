@@ -95,18 +95,9 @@ class Engine:
         sizes = (count, chosen.chunk, chosen.pack_tokens)
         return cls(bundle, spec, *sizes, Trace(), cache, Embeddings.of(bundle))
 
-    def revive_devices(self) -> None:
-        """Devices that failed too often are asked again."""
-        self.fleet.revive()
-
     def new_trace(self) -> Trace:
         """For a request, to be put in place of `trace` while the request has the engine."""
         return Trace(self.fleet.marks())
-
-    @property
-    def numerics(self) -> str:
-        """What its numbers depend on beside the bundle: devices, and the form of their graphs."""
-        return self.fleet.numerics()
 
     @property
     def held_stages(self) -> set[str]:
@@ -127,10 +118,10 @@ class Engine:
         spans = trace or self.trace
         done = self.fleet.attempt("vision", None, spans, lambda a: a.encode(feeds, _PATCHES, spans))
         if done is not None:
-            self.placement["vision"] = done[1].device.name
+            self._ran("vision", done[1].device.name, spans)
             return done[0]
         session = self._session("vision", trace=trace)
-        self.placement["vision"] = session.provider
+        self._ran("vision", session.provider, spans)
         groups = []
         for some in in_groups(session.graph, feeds, self.spec, _PATCHES):
             with spans.span("vision", "cpu"):
@@ -170,7 +161,8 @@ class Engine:
         """As `append`, for a token that was just written, by the graphs made for writing; they are
         loaded with the first one.
         """
-        stage = "writer" if self.bundle.has(_TARGET, "writer") else "decoder"
+        placed = any(stage == "writer" for stage, _ in self.fleet.routes)
+        stage = "writer" if placed or self.bundle.has(_TARGET, "writer") else "decoder"
         return self._extend(stage, "write", [token], None, None, after)
 
     def _extend(
@@ -187,7 +179,7 @@ class Engine:
         if positions is None:
             positions = position + np.arange(len(ids), dtype=np.int64)
         self._check_fit(len(ids), int(positions.max(initial=0)))
-        with self.trace.span(span, "cpu", tokens=len(ids)):
+        with self.trace.span(span, tokens=len(ids)):
             hidden = self._embeddings.rows(np.asarray(ids, np.int64), visual)
             for part in even_parts(len(ids), self.chunk):
                 some = hidden[part]
@@ -278,7 +270,7 @@ class Engine:
 
     def _logits(self, stage: str, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         head = self._session(stage)
-        self.placement[stage] = head.provider
+        self._ran(stage, head.provider, self.trace)
         with self.trace.span(stage, "cpu", rows=len(hidden)):
             (logits,) = head.run({"hidden": hidden})
         return np.ascontiguousarray(logits, np.float32)
@@ -320,7 +312,7 @@ class Engine:
             for some, places in trees:
                 passes = plan_passes(some, start, position, self.pack_tokens)
                 tokens = sum(len(step.ids) for step in passes)
-                with self.trace.span("score", "cpu", branches=len(some), tokens=tokens):
+                with self.trace.span("score", branches=len(some), tokens=tokens):
                     for step in passes:
                         self._cache.rewind(start + step.kept)
                         hidden = self._embeddings.rows(step.ids)
@@ -371,13 +363,17 @@ class Engine:
         if len(self.bundle.manifest.parts) > 1 and self.fleet.routes:
             name = f"{stage}.{index}"
         if done is not None:
-            self.placement[name] = done[1].device.name
+            self._ran(name, done[1].device.name, trace)
             last = part.last_layer == self.spec.text.layers - 1
             return done[0][:, given.rows] if last else done[0]
-        session = self._session(stage, index)
-        self.placement[name] = session.provider
+        graphs = stage if self.bundle.has(_TARGET, stage) else "decoder"
+        session = self._session(graphs, index)
+        self._ran(name, session.provider, trace)
         with trace.span(stage, "cpu", part=index, tokens=tokens):
             return run_layers(session, part, flow, given, cache)
+
+    def _ran(self, name: str, where: str, trace: Trace) -> None:
+        self.placement[name] = trace.ran[name] = where
 
     def _check_fit(self, tokens: int, last: int) -> None:
         """Room for the tokens, of which the last stands at position `last`."""

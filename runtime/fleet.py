@@ -5,7 +5,7 @@ which means the processor. A device that fails is passed over for that piece, an
 failures, or one that does not end, for all until it is asked for again. Knows no model.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
@@ -27,9 +27,11 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Fleet:
-    """`unused` says of each device, and stage of it, that is not used from the start, why."""
+    """`routes` are the devices of each place, the first one first; `unused` says of each device,
+    and stage of it, that is not used from the start, why.
+    """
 
-    routes: dict[Place, Accelerator] = field(default_factory=dict)
+    routes: dict[Place, tuple[Accelerator, ...]] = field(default_factory=dict)
     unused: dict[tuple[str, str], str] = field(default_factory=dict)
     # Of each device and stage: form -> how far the canary was off, or why it could not be asked.
     answers: dict[tuple[str, str], dict[str, float | str]] = field(default_factory=dict)
@@ -42,7 +44,7 @@ class Fleet:
     def of(
         cls,
         bundle: Bundle,
-        places: Mapping[Place, Device],
+        places: Mapping[Place, Sequence[Device]],
         threads: int,
         deadline_s: float = DEADLINE_S,
         strict: bool = False,
@@ -52,14 +54,14 @@ class Fleet:
         """
         spec = ModelSpec.from_json(bundle.manifest.spec)
         made: dict[Device, Accelerator] = {}
-        for device in places.values():
+        for device in (device for some in places.values() for device in some):
             if device not in made:
                 made[device] = Accelerator(bundle, spec, device, threads, deadline_s, strict)
-        return cls({place: made[device] for place, device in places.items()})
+        return cls({p: tuple(made[device] for device in some) for p, some in places.items()})
 
     @property
     def accelerators(self) -> list[Accelerator]:
-        return list({a.device.name: a for a in self.routes.values()}.values())
+        return list({a.device.name: a for some in self.routes.values() for a in some}.values())
 
     @property
     def moved(self) -> Moved:
@@ -68,26 +70,27 @@ class Fleet:
 
     def stages_of(self, accelerator: Accelerator) -> list[str]:
         """The stages whose graphs it runs; text that is written takes the decoder's."""
-        found = {_graphs_of(stage) for (stage, _), a in self.routes.items() if a is accelerator}
+        found = {_graphs_of(stage) for (stage, _), a in self.routes.items() if accelerator in a}
         return sorted(found)
 
     def attempt(
         self, stage: str, part: int | None, trace: Trace, work: Callable[[Accelerator], T]
     ) -> tuple[T, Accelerator] | None:
         """The result and whose it is; None where the processor is to do it."""
-        accelerator = self.routes.get((stage, part))
-        if self._only is not None and accelerator is not self._only[1]:
+        some = self.routes.get((stage, part), ())
+        if self._only is not None and self._only[1] not in some:
             # A canary writes no text: the decoder's questions are for who shall write it, too.
-            accelerator = self.routes.get(("writer" if stage == "decoder" else stage, part))
-        if accelerator is None or not self._asked(stage, accelerator, trace):
-            return None
-        try:
-            return work(accelerator), accelerator
-        except DeviceFault as fault:
-            if self._only is not None or not self.redo:
-                raise
-            self._failed(accelerator, stage, fault, trace)
-            return None
+            some = self.routes.get(("writer" if stage == "decoder" else stage, part), ())
+        for accelerator in some:
+            if not self._asked(stage, accelerator, trace):
+                continue
+            try:
+                return work(accelerator), accelerator
+            except DeviceFault as fault:
+                if self._only is not None or not self.redo:
+                    raise
+                self._failed(accelerator, stage, fault, trace)
+        return None
 
     def _asked(self, stage: str, accelerator: Accelerator, trace: Trace) -> bool:
         if self._only is not None:
@@ -108,8 +111,8 @@ class Fleet:
                 trace.marks.append(
                     (
                         "device_passed_over",
-                        f"{name} takes too few tokens for {stage}, which the CPU did instead "
-                        f"({fault})",
+                        f"{name} takes too few tokens for {stage}, which the next place did "
+                        f"instead ({fault})",
                     )
                 )
             return
@@ -121,7 +124,7 @@ class Fleet:
         trace.marks.append(
             (
                 "device_failed",
-                f"{name} failed at {stage}, which the CPU did instead ({fault}){more}",
+                f"{name} failed at {stage}, which the next place did instead ({fault}){more}",
             )
         )
 
@@ -161,11 +164,17 @@ class Fleet:
     def numerics(self) -> str:
         """All that the devices' numbers depend on: for what is kept longer than a process."""
         return ";".join(
-            f"{stage}.{part}={a.device.name}:{a.device.version}:{a.variants.get(_graphs_of(stage))}"
-            for (stage, part), a in sorted(
+            f"{stage}.{part}={a.device!r}:{a.variants.get(_graphs_of(stage))}"
+            for (stage, part), some in sorted(
                 self.routes.items(), key=lambda r: (r[0][0], r[0][1] or 0)
             )
+            for a in some
         )
+
+    def give_up(self) -> None:
+        """Nobody waits for a device any more that is at work now."""
+        for accelerator in self.accelerators:
+            accelerator.give_up()
 
 
 def _off(name: str) -> tuple[str, str]:

@@ -58,23 +58,28 @@ class Wish:
     provider: str | None = None
 
 
-def read_places(text: str) -> dict[Place, Wish]:
-    """`STAGE[.PART]=TARGET[:PROVIDER]`, several with commas between. Raises InputError."""
-    found: dict[Place, Wish] = {}
+def read_places(text: str) -> dict[Place, tuple[Wish, ...]]:
+    """`STAGE[.PART]=TARGET[:PROVIDER]`, several with commas between; of targets with slashes
+    between the first is tried first. Raises InputError.
+    """
+    found: dict[Place, tuple[Wish, ...]] = {}
     for item in filter(None, (piece.strip() for piece in text.split(","))):
-        stage, equals, wish = item.partition("=")
-        name, dot, part = stage.partition(".")
-        target, colon, provider = wish.partition(":")
+        stage, equals, wishes = item.partition("=")
+        name, dot, part = stage.strip().partition(".")
         if not equals or name not in STAGES or (dot and (name == "vision" or not _number(part))):
             raise _unread(item, "a stage is vision, decoder, writer, or decoder.N for a part")
-        if target not in _USUAL or (colon and provider not in _PROVIDERS):
-            known = f"targets are cpu, gpu, npu; providers {', '.join(_PROVIDERS)}"
-            raise _unread(item, known)
         place = (name, int(part) if dot else None)
         if place in found:
             raise _unread(item, "that stage was placed already")
-        found[place] = Wish(target, _PROVIDERS[provider] if colon else None)
+        found[place] = tuple(_wish(item, wish.strip()) for wish in wishes.split("/"))
     return found
+
+
+def _wish(item: str, text: str) -> Wish:
+    target, colon, provider = text.partition(":")
+    if target not in _USUAL or (colon and provider not in _PROVIDERS):
+        raise _unread(item, f"targets are cpu, gpu, npu; providers {', '.join(_PROVIDERS)}")
+    return Wish(target, _PROVIDERS[provider] if colon else None)
 
 
 def _number(part: str) -> bool:
@@ -88,34 +93,45 @@ def _unread(item: str, why: str) -> InputError:
     )
 
 
-def resolved(wishes: Mapping[Place, Wish], bundle: Bundle) -> dict[Place, Device]:
-    """A device for each place that is not plainly the processor's, by stage and part. Raises
-    ProviderError for a provider that is not here, BundleError for graphs that the bundle lacks.
+def resolved(
+    wishes: Mapping[Place, Sequence[Wish]], bundle: Bundle
+) -> dict[Place, tuple[Device, ...]]:
+    """Devices for each place that is not plainly the processor's, by stage and part, the first one
+    first; the processor comes behind the last. Raises ProviderError for a provider that is not
+    here, BundleError for graphs that the bundle lacks.
     """
-    found: dict[Place, Device] = {}
+    found: dict[Place, tuple[Device, ...]] = {}
     parts = [part.index for part in bundle.manifest.parts]
     survey = cache(_survey)  # some providers run a graph for it
-    for (stage, part), wish in wishes.items():
+    for (stage, part), some in wishes.items():
         if part is not None and part not in parts:
             raise BundleError(
                 f"{bundle.path}: has no decoder part {part}, only 0 to {parts[-1]}; export it with "
                 "--parts"
             )
-        if wish.target == "cpu":
-            if wish.provider not in (None, _PROVIDERS["cpu"]):
-                raise ProviderError(
-                    "the graphs of the cpu target run on the CPU provider alone; ask for gpu or npu"
-                )
+        devices = []
+        for wish in some:
+            if wish.target == "cpu":
+                _check_processor(wish)
+                break  # it does everything, so nothing behind it is ever asked
+            devices.append(_device(wish, *survey()))
+            _check_graphs(bundle, stage, devices[-1])
+        if not devices:
             continue
-        device = _device(wish, *survey())
-        _check_graphs(bundle, stage, device)
         if stage == "vision" or part is not None:
-            found[stage, part] = device
+            found[stage, part] = tuple(devices)
             continue
         for index in parts:
             if (stage, index) not in wishes:  # a part that is named by itself has the last word
-                found[stage, index] = device
+                found[stage, index] = tuple(devices)
     return found
+
+
+def _check_processor(wish: Wish) -> None:
+    if wish.provider not in (None, _PROVIDERS["cpu"]):
+        raise ProviderError(
+            "the graphs of the cpu target run on the CPU provider alone; ask for gpu or npu"
+        )
 
 
 def _check_graphs(bundle: Bundle, stage: str, device: Device) -> None:

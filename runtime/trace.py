@@ -32,6 +32,9 @@ class Trace:
     """
 
     marks: list[tuple[str, str]] = field(default_factory=list)
+    ran: dict[str, str] = field(
+        default_factory=dict
+    )  # stage, or part of it -> where, the last time
 
     _began: float = field(default_factory=time.perf_counter)
     _spans: list[Span] = field(default_factory=list)

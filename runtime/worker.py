@@ -66,6 +66,13 @@ class Worker:
     def abandoned(self) -> bool:
         return self._line.abandoned
 
+    def give_up(self) -> None:
+        """Abandons a call that is running: who waits for it is told at once. Without one it does
+        nothing.
+        """
+        if self._line.since is not None:
+            self._line.abandoned = True
+
     def call(self, fn: Callable[[], T]) -> T:
         """Safe from any thread. The deadline counts from when the device begins with `fn`: a call
         that waits for another one's end is not late.

@@ -35,6 +35,7 @@ from edgejudge.bundle import (
 from edgejudge.judge import Judge
 from edgejudge.models.concepts import known_names, knows
 from edgejudge.models.tiles import TileSpec
+from edgejudge.runtime.fleet import Fleet
 from edgejudge.runtime.trace import Trace
 
 IMAGE, START, END = 1, 2, 3
@@ -59,11 +60,8 @@ class FakeEngine:
         self.trace = Trace()
         self.interrupt: Callable[[], None] | None = None
         self.placement = {"vision": "FakeProvider"}
-        self.numerics = "fake"
+        self.fleet = Fleet()  # of no devices
         self.prefixes: list[Length] = []  # lengths of those that lie in the cache
-
-    def revive_devices(self) -> None:
-        pass
 
     def new_trace(self) -> Trace:
         return Trace()

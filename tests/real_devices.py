@@ -85,11 +85,11 @@ def fleet_of(bundle: Bundle, found: dict[str, Accelerator], place: str) -> Fleet
     """Places on accelerators that are there, which keep their sessions from one fleet to the
     next.
     """
-    routes: dict[Place, Accelerator] = {}
-    for (stage, part), wish in read_places(place).items():
+    routes: dict[Place, tuple[Accelerator, ...]] = {}
+    for (stage, part), (wish,) in read_places(place).items():
         parts = [part] if stage == "vision" or part is not None else _parts(bundle)
         if wish.target != "cpu":
-            routes |= {(stage, one): found[wish.target] for one in parts}
+            routes |= {(stage, one): (found[wish.target],) for one in parts}
     return Fleet(routes)
 
 

@@ -177,7 +177,7 @@ def test_one_fault(
     assert notes(struck) == ["device_failed"]
     (message,) = (n.message for n in struck.notes if n.code == "device_failed")
     stage = place.partition("=")[0].partition(".")[0]
-    assert message.startswith(f"{GPU} failed at {stage}, which the CPU did instead (")
+    assert message.startswith(f"{GPU} failed at {stage}, which the next place did instead (")
     assert "\n" not in message
     # The next picture, and the one after it, find nothing of it.
     for picture, other in zip(pictures(3)[1:], expected[1:], strict=True):

@@ -370,7 +370,7 @@ def test_a_kept_prefix_is_of_its_placement(folder: Path, tmp_path: Path) -> None
     for place in places:
         one = judge(place)
         assert isinstance(one.engine, Engine)
-        numerics.add(one.engine.numerics)
+        numerics.add(one.engine.fleet.numerics())
         first = one.screen(picture)
         assert (first.prefix_cache, first.reused_tokens) == ("miss", 0), place
         assert one.screen(picture).prefix_cache == "hit"

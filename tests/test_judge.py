@@ -99,7 +99,8 @@ def test_a_released_vision_graph_changes_nothing(judge: Judge, bundle: Path, pic
     whole = judge.screen(picture)
     for verdict in (frugal.screen(picture), *frugal.screen([picture, picture])):
         assert verdict.rules == whole.rules
-        assert verdict.placement == {**whole.placement}
+        # The other judge may have kept the picture's prefix; then it saw nothing this time.
+        assert verdict.placement == {"vision": "CPUExecutionProvider", **whole.placement}
         assert frugal.engine.held_stages == {"decoder", "verdict_head"}
 
 

@@ -207,13 +207,15 @@ def test_a_compiled_policy_needs_neither_yaml_nor_tokenizers(tmp_path: Path) -> 
         import sys
         from edgejudge.bundle import Bundle
         from edgejudge.judge import Judge
+        from types import SimpleNamespace
+        from edgejudge.runtime.fleet import Fleet
         from PIL import Image
         class Off:
             def find_spec(self, name, path=None, target=None):
                 assert name.split(".")[0] not in ("yaml", "tokenizers", "rich", "torch"), name
         sys.meta_path.insert(0, Off())
         sys.path.insert(0, sys.argv[2])
-        judge = Judge(Bundle.open(sys.argv[1]), None)
+        judge = Judge(Bundle.open(sys.argv[1]), SimpleNamespace(fleet=Fleet()))
         assert len(judge.plan("stickers").rules) == 10
     """
     tests = str(Path(__file__).parent)

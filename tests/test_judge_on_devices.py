@@ -1,4 +1,4 @@
-"""The nano judge on providers that are really here: what the canary chooses, what `edgejudge screen`
+"""The nano judge on providers that are really here: what the canary chooses, what the command
 prints, any mix of devices, and how many decisions differ from those of the fp32 checkpoint.
 """
 
@@ -274,7 +274,7 @@ def test_work_goes_from_one_device_to_another(
             _, hidden = engine.step(question.branches[0][1], step)
             written[before, after] = engine.full_logits(hidden[None])[0]
             assert set().union(*rd.ran(engine).values()) == {device} and not engine.trace.marks
-            assert {name.partition(".")[0] for name in rd.ran(engine)} == {"score", "write"}
+            assert {name.partition(".")[0] for name in rd.ran(engine)} == {"decoder", "writer"}
     for pair, error in errors.items():
         off = float(np.abs(written[pair] - written["cpu", "cpu"]).max())
         print(*pair, f"probabilities {error:.2g}, logits of written text {off:.2g}")
@@ -333,7 +333,7 @@ def test_decisions_are_those_of_the_checkpoint(
     assert checkpoint.calibration_folder is not None
     gate = split_pictures(read_calibration(checkpoint.calibration_folder)).gate
     pictures = [gate[0].rgb, *(one.rgb[64:128] for one in gate[1 : GATE_STRIPS + 1])]
-    assert all(one.conditions == gate[0].conditions for one in gate)
+    assert all(set(one.conditions) == set(gate[0].conditions) for one in gate)
     exact = Bundle.open(export(checkpoint, tmp_path / "exact", "exact"), unsealed=True)
     engine.trace, engine.fleet = Trace(), rd.fleet_of(nano, found, "vision=gpu,decoder=npu")
     policy = asking(nano, gate[0].conditions)

@@ -125,9 +125,9 @@ def engine_on(bundle: Bundle, stages: Mapping[str, str]) -> Engine:
     for stage, variant in stages.items():
         device = Device("npu" if variant.startswith("a16") else "gpu", "CPUExecutionProvider")
         for part in [None] if stage == "vision" else parts:
-            places[stage, part] = device
+            places[stage, part] = (device,)
     engine.fleet = Fleet.of(bundle, places, 1)
-    for (stage, _), accelerator in engine.fleet.routes.items():
+    for (stage, _), (accelerator,) in engine.fleet.routes.items():
         accelerator.use("decoder" if stage == "writer" else stage, stages[stage])
     return engine
 

@@ -113,7 +113,7 @@ def test_what_is_written_is_read(wanted: dict[Any, Any], data: st.DataObject) ->
         place = stage if part is None else f"{stage}.{part}"
         item = f"{place}={target}" + ("" if provider is None else f":{provider}")
         items.append(data.draw(st.sampled_from([item, f" {item}", f"{item} ", f",{item}"])))
-    expected = {k: Wish(t, None if p is None else NAMES[p]) for k, (t, p) in wanted.items()}
+    expected = {k: (Wish(t, None if p is None else NAMES[p]),) for k, (t, p) in wanted.items()}
     assert read_places(",".join(items)) == expected
 
 
@@ -145,7 +145,7 @@ def test_what_is_wrong_is_named(text: str, told: str) -> None:
 
 def test_places_of_a_bundle(bundle: Bundle) -> None:
     def found(text: str) -> dict[Any, Device]:
-        return resolved(read_places(text), bundle)
+        return {place: device for place, (device,) in resolved(read_places(text), bundle).items()}
 
     version = found("vision=gpu:cpu")["vision", None].version
     gpu, npu = Device("gpu", CPU, version), Device("npu", CPU, version)
@@ -161,6 +161,8 @@ def test_places_of_a_bundle(bundle: Bundle) -> None:
         ("writer", 1): gpu,
         ("decoder", 0): npu,
     }
+    several = resolved(read_places("vision = npu:cpu / gpu:cpu, decoder.1=npu:cpu/cpu/gpu"), bundle)
+    assert several == {("vision", None): (npu, gpu), ("decoder", 1): (npu,)}, "the CPU does it all"
 
 
 def test_every_provider_is_asked_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
