@@ -3,7 +3,7 @@
 Takes an opened bundle, an engine and what a user wants placed where; gives devices whose every
 stage has given the canary's label logits in the form that is used, each tried by itself with all
 else on the processor. A provider that computes wrongly says nothing of it: only the numbers tell.
-What was found is kept for a bundle, a device and the versions of what runs there.
+What was measured is kept for a bundle, a device and the versions of what runs there.
 """
 
 import contextlib
@@ -91,9 +91,11 @@ def _choose(
             if strict:  # also those that the canary did not need
                 accelerator.open(stage, engine.trace)
             break
-    if not accelerator.hung:
-        with contextlib.suppress(OSError):  # what is not kept is asked again
-            keep_json(file, found)
+    # What could not be asked, be it a device that was busy for once, is asked again.
+    numbers = {name: answer for name, answer in found.items() if isinstance(answer, float)}
+    if numbers:
+        with contextlib.suppress(OSError):
+            keep_json(file, numbers)
     fleet.answers[device.name, stage] = found
     if stage in accelerator.variants:
         return
@@ -143,11 +145,11 @@ def _ask(
         return str(error)
 
 
-def _kept(file: Path) -> dict[str, float | str]:
+def _kept(file: Path) -> dict[str, float]:
     with contextlib.suppress(OSError, ValueError):
         value: Any = json.loads(file.read_bytes())
         if isinstance(value, dict):
-            return {str(k): v for k, v in value.items() if isinstance(v, float | str)}
+            return {str(k): v for k, v in value.items() if isinstance(v, float)}
     return {}
 
 
