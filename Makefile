@@ -46,9 +46,13 @@ $(VENV)-providers/.stamp: pyproject.toml
 
 # A graphics card in software, for machines that have none: the Vulkan driver of Debian's chromium.
 SWIFTSHADER ?= /usr/lib/chromium/vk_swiftshader_icd.json
-# What has to pass with onnxruntime-webgpu, an older ONNX Runtime, as it does with onnxruntime.
-PROVIDER_TESTS = $(addprefix tests/,test_devices.py test_parity.py test_qwen2_5_vl.py test_engine.py \
-	test_kv_bytes.py test_fast.py test_sliced.py test_nano_bundle.py)
+# What has to pass with onnxruntime-webgpu, an older ONNX Runtime, as it does with onnxruntime, and
+# what runs only there.
+PROVIDER_TESTS = $(addprefix tests/,test_judge_on_devices.py test_targets_on_devices.py \
+	test_devices.py test_worker.py test_assignment.py test_provider.py test_compiled.py test_parity.py \
+	test_qwen2_5_vl.py test_engine.py test_kv_bytes.py test_fast.py test_sliced.py test_nano_bundle.py)
+# One judge in two parts on three kinds of provider.
+PROVIDER_PLACE = --place vision=gpu,decoder.0=npu,decoder.1=cpu
 
 providers-apt:  ## Debian's packages that make providers needs, where they are missing (as root)
 	@if [ -f $(SWIFTSHADER) ]; then echo "$(SWIFTSHADER) is there"; exit 0; fi; \
@@ -75,8 +79,16 @@ providers: $(VENV)-providers/.stamp $(VENV)-swiftshader/.stamp  ## every provide
 	$(VENV)-providers/bin/edgejudge devices
 	EDGEJUDGE_PROVIDERS=1 $(VENV)-providers/bin/python -m pytest -q tests/test_devices.py
 	VK_DRIVER_FILES=$(SWIFTSHADER) $(VENV)-swiftshader/bin/edgejudge devices
-	VK_DRIVER_FILES=$(SWIFTSHADER) EDGEJUDGE_PROVIDERS=1 \
-		$(VENV)-swiftshader/bin/python -m pytest -q $(TEST_ARGS) $(PROVIDER_TESTS)
+	@# The nano judge for every target, which takes a minute or two, once for a state of the sources.
+	$(VENV)-swiftshader/bin/python tests/real_devices.py
+	@# Files are not divided: what a canary takes is asked once for each.
+	VK_DRIVER_FILES=$(SWIFTSHADER) EDGEJUDGE_PROVIDERS=1 $(VENV)-swiftshader/bin/python -m pytest -q \
+		$(if $(TEST_ARGS),$(TEST_ARGS) --dist loadfile) $(PROVIDER_TESTS)
+	VK_DRIVER_FILES=$(SWIFTSHADER) $(VENV)-swiftshader/bin/edgejudge screen $(NANO)/samples/chat.jpg \
+		--bundle build/providers/nano6 $(PROVIDER_PLACE); code=$$?; \
+	case $$code in 0|1|3) echo "exit code $$code: screened" ;; *) exit $$code ;; esac
+	VK_DRIVER_FILES=$(SWIFTSHADER) $(VENV)-swiftshader/bin/edgejudge check build/providers/nano6 \
+		$(PROVIDER_PLACE) --pictures $(NANO)/samples/chat.jpg
 
 lint: $(VENV)/.test  ## ruff: rules and format
 	$(BIN)/ruff check .

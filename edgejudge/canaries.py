@@ -83,6 +83,9 @@ def _choose(
         if name in known:
             answer = known[name]
         else:
+            for graph in bundle.graphs(device.target, name, stage):
+                if graph.part in parts:
+                    bundle.graph_file(graph)  # a damaged file is no answer of the device
             answer = _ask(bundle, engine, accelerator, stage, name)
         found[name] = answer
         if isinstance(answer, float) and answer <= limit:
@@ -98,6 +101,7 @@ def _choose(
     fleet.answers[device.name, stage] = found
     if stage in accelerator.variants:
         return
+    accelerator.use(stage, None)
     reasons = [
         f"{name}: {answer}"
         if isinstance(answer, str)

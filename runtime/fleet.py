@@ -151,15 +151,16 @@ class Fleet:
 
     @contextmanager
     def only(self, stage: str, accelerator: Accelerator, variant: str) -> Iterator[None]:
-        """One stage on one device in one form, all others on the processor; faults are raised."""
-        before = accelerator.variants.get(stage)
+        """One stage on one device in one form, all others on the processor; faults are raised. The
+        form's sessions stay open for who goes on to use it.
+        """
         accelerator.use(stage, variant)
         self._only = (stage, accelerator)
         try:
             yield
         finally:
             self._only = None
-            accelerator.use(stage, before)
+            accelerator.variants.pop(stage)
 
     def numerics(self) -> str:
         """All that the devices' numbers depend on: for what is kept longer than a process."""

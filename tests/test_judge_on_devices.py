@@ -40,10 +40,10 @@ torch.set_num_threads(2)
 ISSUE = "vision=gpu,decoder.0=npu,decoder.1=cpu"
 DEVICES = {"cpu": rd.CPU, "gpu": rd.GPU, "npu": rd.NPU}
 # Of label logits, which reach 13, from the reference over the same weights; on the canary.
-PARITY = {"float32.plain": 1e-3, "a16w8": 1e-1, "a16w4": 1e-1}
-BAND = 5e-2  # on probabilities, of any mix from the CPU's
-WRITING = 1.5  # on logits of all tokens, which reach 20; the CPU writes with bytes
-GATE_STRIPS = 10
+PARITY = {"float32.plain": 1e-3, "a16w8": 3e-2, "a16w4": 1e-1}
+BAND = 2e-2  # on probabilities, of any mix from the CPU's
+WRITING = 1e-1  # on logits of all tokens, which reach 20; the CPU writes with bytes
+GATE_STRIPS = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -253,6 +253,11 @@ def test_any_mix_gives_the_cpus_probabilities(
     assert max(error for mix, error in errors.items() if "npu" not in mix) < 1e-4
 
 
+def brought(engine: Engine, since: int) -> list[int]:
+    """Rows that each part was handed before its passes; what it gives back has every other span."""
+    return [s.counts["rows"] for s in engine.trace.spans[since:] if s.name == "handover"][::2]
+
+
 def test_work_goes_from_one_device_to_another(
     engine: Engine, found: dict[str, Accelerator], question: Question
 ) -> None:
@@ -267,12 +272,12 @@ def test_work_goes_from_one_device_to_another(
             engine.trace, engine.fleet = Trace(), rd.fleet_of(engine.bundle, found, place)
             scored = engine.label_probabilities(engine.score(prefix, question.branches))
             errors[before, after] = float(np.abs(scored - wanted).max())
-            handed = [s.counts["rows"] for s in engine.trace.spans if s.name == "handover"]
-            brought = {"cpu": []}.get(after, [0 if before == after else prefix.length])
-            assert handed[:1] == brought
+            told = len(engine.trace.spans)
+            assert brought(engine, 0) == ([] if after == "cpu" else [prefix.length] * 2)
             step, hidden = engine.step(question.branches[0][0], prefix)
             _, hidden = engine.step(question.branches[0][1], step)
             written[before, after] = engine.full_logits(hidden[None])[0]
+            assert brought(engine, told) == ([] if after == "cpu" else [0, 0, 1, 1])
             assert set().union(*rd.ran(engine).values()) == {device} and not engine.trace.marks
             assert {name.partition(".")[0] for name in rd.ran(engine)} == {"decoder", "writer"}
     for pair, error in errors.items():

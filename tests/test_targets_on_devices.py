@@ -54,9 +54,9 @@ FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
 TARGET = {"float32.plain": "gpu", "a16w8": "npu", "a16w4": "npu"}
 # How far label logits, which reach 4, may be from the reference over the same weights.
 LIMITS = {"float32.plain": 1e-3, "a16w8": 4e-2, "a16w4": 4e-2}
-TOKENS_LIMIT = {"float32.plain": 1e-4, "a16w8": 1e-2, "a16w4": 1e-2}  # visual, of 9
+TOKENS_LIMIT = {"float32.plain": 1e-4, "a16w8": 1.5e-2, "a16w4": 1.5e-2}  # visual, of 9
 # How far the same work may be when it is cut otherwise.
-CUT_LIMIT = {"float32.plain": 2e-5, "a16w8": 5e-3}
+CUT_LIMIT = {"float32.plain": 2e-5, "a16w8": 1e-2}
 SIZES = ((60, 90), (40, 40))
 TEXTS = ("a knife", "beer", "a dog")
 LONG = np.random.default_rng(3).integers(60, 400, 150).tolist()
@@ -226,9 +226,9 @@ def test_a_node_without_a_kernel_is_named(made: Callable[[str], Made], tmp_path:
         "gpu.float32.plain.vision.onnx: 1 node would not run on WebGpuExecutionProvider: Shrink "
         "Shrink_visual_tokens (it has no kernel for this Shrink)"
     ) in str(error.value)
-    print(error.value)
     assert "\n" not in str(error.value)
     judge = Judge.load(folder, place="vision=gpu")  # where it runs on the CPU, and is listed
+    assert judge.screen(canary_image(60, 90)).placement["vision"] == rd.GPU
     (accelerator,) = judge.engine.fleet.accelerators  # type: ignore[union-attr]
     (loaded,) = accelerator.loaded.values()
     assert [stray.node for stray in loaded.elsewhere] == ["Shrink_visual_tokens"]
