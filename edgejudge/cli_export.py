@@ -236,6 +236,7 @@ def _report(args: argparse.Namespace, manifest: "Manifest", phases: dict[str, fl
             "peak_rss_mib": round(peak),
             "quantization": to_json(manifest.quantization),
             "fidelity": to_json(report),
+            "targets": to_json(manifest.targets),
         }
         print(json.dumps(result, sort_keys=True))
         return
@@ -273,6 +274,15 @@ def _report(args: argparse.Namespace, manifest: "Manifest", phases: dict[str, fl
         print("random weights: the bundle is for latency alone, its verdicts mean nothing")
     else:
         _report_decisions(report.picture_set, report.decisions)
+    for target in manifest.targets:
+        if found := target.decisions:
+            print(
+                f"{target.target} {target.variant}: {found.flips} of {found.decisions} decisions "
+                f"flip (at most {found.flips_upper:.2%}) on the CPU provider, probabilities move "
+                f"by {found.probability_error_99} (99th percentile); {found.pictures} pictures"
+            )
+        else:
+            print(f"{target.target} {target.variant}: not compared")
 
 
 def _report_decisions(pictures: str, found: "DecisionsRecord") -> None:

@@ -7,6 +7,8 @@ llm.npu, Xu et al. 2024, arXiv 2407.05858, which there run on the CPU). Knows no
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +21,13 @@ from edgejudge.export.observe import observe
 from edgejudge.export.ranges import RangeOps, Ranges, ranges_by
 from edgejudge.export.stored import Exact, Weights
 
-__all__ = ["byte_ranges", "main_of", "rest_of", "towering"]
+__all__ = ["Bytes", "byte_ranges", "rest_of", "towering"]
 
 # A channel towers whose largest value is so many times that of the middle one; at most a sixteenth
 # of a matrix's inputs pass beside it.
 _TOWERS = 3.0
 _LEAST_LIMIT, _SHARE_LIMIT = 8, 1 / 16
+_ROOM = np.float32(1.5)  # as ranges have it
 
 
 def rest_of(weight: str) -> str:
@@ -32,13 +35,19 @@ def rest_of(weight: str) -> str:
     return f"{weight} rest"
 
 
-def main_of(weight: str) -> str:
-    """The name of what a matrix makes of that."""
-    return f"{weight} main"
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """`columns` are the channels of each matrix's input that keep 16 bits; `outputs` how far what
+    it makes of the others reaches in each of its own channels [N], since bytes with one scale for
+    all would leave most of them few levels.
+    """
+
+    columns: Columns
+    outputs: Mapping[str, NDArray[np.float32]]
 
 
-def byte_ranges(checkpoint: Checkpoint) -> tuple[Ranges, Columns]:
-    """Of every value, and the channels of each matrix's input that keep 16 bits."""
+def byte_ranges(checkpoint: Checkpoint) -> tuple[Ranges, Bytes]:
+    """Of every value, and what matrices of bytes need beside."""
     peaks: dict[str, NDArray[np.float32]] = {}
 
     def watch(name: str, x: Tensor) -> None:
@@ -48,7 +57,9 @@ def byte_ranges(checkpoint: Checkpoint) -> tuple[Ranges, Columns]:
 
     observe(checkpoint, watch)
     columns = {name: found for name, seen in peaks.items() if (found := towering(seen))}
-    return ranges_by(_ByteRangeOps(Exact(checkpoint.weights), columns), checkpoint), columns
+    ops = _ByteRangeOps(Exact(checkpoint.weights), columns)
+    ranges = ranges_by(ops, checkpoint)
+    return ranges, Bytes(columns, {name: _ROOM * peaks for name, peaks in ops.outputs.items()})
 
 
 def towering(peaks: NDArray[np.float32]) -> tuple[int, ...]:
@@ -62,6 +73,7 @@ class _ByteRangeOps(RangeOps):
     def __init__(self, weights: Weights, columns: Columns) -> None:
         super().__init__(weights)
         self._columns = columns
+        self.outputs: dict[str, NDArray[np.float32]] = {}
 
     def linear(
         self, x: Tensor, weight: str, bias: str | None = None, rows: tuple[int, ...] | None = None
@@ -71,5 +83,7 @@ class _ByteRangeOps(RangeOps):
             rest = x.clone()
             rest[..., list(self._columns.get(weight, ()))] = 0
             self._seen(rest_of(weight), rest)
-            self._seen(main_of(weight), functional.linear(rest, self._whole(weight)))
+            made = functional.linear(rest, self._whole(weight))
+            peaks = made.reshape(-1, made.shape[-1]).abs().amax(0).float().numpy()
+            self.outputs[weight] = np.maximum(self.outputs.get(weight, np.float32(0)), peaks)
         return y

@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.errors import ExportError
-from edgejudge.export.blocks import Columns, Plan
-from edgejudge.export.byte_ranges import main_of, rest_of
+from edgejudge.export.blocks import Plan
+from edgejudge.export.byte_ranges import Bytes, rest_of
 from edgejudge.export.ledger import Ledger
+from edgejudge.export.npu_weights import LEAST, NpuWeights
 from edgejudge.export.plain_attention import PlainAttention
 from edgejudge.export.ranges import Names, Ranges, reaching
 from edgejudge.export.store import WeightStore
-from edgejudge.export.weights import Source, matrix_shape
+from edgejudge.export.weights import Source
 
 __all__ = ["NpuOps"]
 
 _LEVELS, _TOP = 65535, 32767
-_LEAST = 1e-6  # of a range: a value that was always zero has one too
 _APART = 24.0  # exp() of what a masked score lies below every other is no level of a share
 _CONSTANTS = "weights.n16.bin"
 _PIXELS = 8.0  # the largest that a normalised pixel can be
@@ -36,7 +36,7 @@ def _hidden_score(ranges: Ranges) -> float:
     return -(2 * max(peaks, default=0.0) + _APART)
 
 
-class NpuOps(PlainAttention):
+class NpuOps(PlainAttention, NpuWeights):
     """Implements `Ops[str]`, but for what no family's tower asks of this target."""
 
     transposed_keys = True
@@ -49,12 +49,11 @@ class NpuOps(PlainAttention):
         store: WeightStore,
         ledger: Ledger,
         ranges: Ranges,
-        columns: Columns | None = None,
+        by_bytes: Bytes | None = None,
     ) -> None:
-        """With `columns` matrices meet bytes (W8A8), but for those channels of their input."""
-        super().__init__(name, store)
-        self._columns = columns
-        self._weights, self._plan, self._ledger = weights, plan, ledger
+        """With `by_bytes` matrices meet bytes (W8A8), but for some channels of their input."""
+        super().__init__(name, weights, plan, store, ledger)
+        self._by_bytes = by_bytes
         self._ranges, self._names = ranges, Names()
         self._spans: dict[str, tuple[float, float]] = {}  # of values that have levels already
         self._grids: dict[str, tuple[str, str]] = {}  # their scale and zero point
@@ -99,7 +98,7 @@ class NpuOps(PlainAttention):
 
     def _reach(self, x: str) -> float:
         low, high = self._spans[x]
-        return max(-low, high, _LEAST)
+        return max(-low, high, LEAST)
 
     def _input(self, name: str, span: tuple[float, float]) -> str:
         """An input of floats, on levels of its own."""
@@ -126,11 +125,6 @@ class NpuOps(PlainAttention):
         self._spans[y], self._grids[y] = span, grid
         return y
 
-    def _plain(self, name: str) -> NDArray[np.float32]:
-        value = self._weights(name)
-        self._ledger.plain(f"{name}", value.nbytes)
-        return value
-
     # --- the vocabulary ---
 
     def linear(
@@ -140,10 +134,10 @@ class NpuOps(PlainAttention):
         if bits is None or rows is not None:
             raise ExportError(f"{weight} has no whole numbers in recipe {self._plan.recipe.name}")
         name = self._names.made_by(weight)
-        if self._columns is None:
+        if self._by_bytes is None:
             y = self._node("MatMul", [x, self._matrix(weight, bits)])
         else:
-            y = self._by_bytes(x, weight, bits, self._columns.get(weight, ()))
+            y = self._of_bytes(x, weight, bits, self._by_bytes)
         low, high = self._ranges[name]
         if bias is None:
             return self._fixed(y, low, high)
@@ -151,98 +145,32 @@ class NpuOps(PlainAttention):
         y = self._fixed(y, low - float(offset.max()), high - float(offset.min()))
         return self._fixed(self._node("Add", [y, self._levels_of(bias)]), low, high)
 
-    def _by_bytes(self, x: str, weight: str, bits: int, columns: tuple[int, ...]) -> str:
-        """Bytes times bytes make bytes on Qualcomm's HTP; channels that tower would take their
-        levels, and pass beside them in 16 bits. What saturates meets rows of zeros.
+    def _of_bytes(self, x: str, weight: str, bits: int, given: Bytes) -> str:
+        """Bytes times bytes make bytes on Qualcomm's HTP, here a share of what each channel of the
+        result reaches. Channels that tower would take the others' levels, and pass beside them in
+        16 bits; what of them saturates in bytes meets rows of zeros.
         """
-        rest, span = self._bytes(x, self._ranges[rest_of(weight)]), self._ranges[main_of(weight)]
-        main = self._node("MatMul", [rest, self._matrix(weight, bits, columns)])
-        main = self._fixed(self._bytes(main, span), *span)
+        columns = given.columns.get(weight, ())
+        reach = np.maximum(given.outputs[weight], LEAST).astype(np.float32)
+        rest = self._bytes(x, self._ranges[rest_of(weight)])
+        main = self._node("MatMul", [rest, self._matrix(weight, bits, columns, reach)])
+        main = self._fixed(self._bytes(main, (-1.0, 1.0)), -1.0, 1.0)
+        main = self._node("Mul", [main, self._constant_levels(f"{weight}.reach", reach)])
+        most = float(reach.max())
+        main = self._fixed(main, -most, most)
         if not columns:
             return main
         apart = self._move("Gather", x, (self._constant(columns),), axis=2)
         side = self._node("MatMul", [apart, self._rows(weight, columns)])
         low, high = self._ranges[weight]
-        side = self._fixed(side, low - span[1], high - span[0])
-        return self._node("Add", [main, side])
+        return self._node("Add", [main, self._fixed(side, low - most, high + most)])
 
     def _bytes(self, x: str, span: tuple[float, float]) -> str:
         scale, zero = _grid(*span, levels=255)
         return self._on(x, scale, np.uint8(zero), span)
 
-    def _rows(self, weight: str, columns: tuple[int, ...]) -> str:
-        """What a matrix does with these channels [C, N], in signed bytes."""
-        key, file = f"{weight}.n8.apart", "weights.n8.bin"
-        if self._store.get(key) is None:
-            rows, inner = matrix_shape(self._weights, weight)
-            block = self._weights(weight).reshape(rows, inner)[:, list(columns)]
-            scales = np.maximum(np.abs(block).max(axis=1) / 127, np.float32(_LEAST)).astype("f4")
-            levels = np.rint(block / scales[:, None]).astype(np.int8)
-            self._store.put(key, file, np.ascontiguousarray(levels.T))
-            self._store.put(f"{key}.scales", file, scales)
-        shape = (matrix_shape(self._weights, weight)[0], len(columns))
-        return self._by_output(key, file, shape, 8)
-
     def _levels_of(self, name: str) -> str:
         return self._constant_levels(f"{name}.n16", self._plain(name))
-
-    def _matrix(self, weight: str, bits: int, apart: tuple[int, ...] = ()) -> str:
-        """[K, N] in signed levels, each output with a scale of its own; zero for channels that pass
-        beside it.
-        """
-        key, file = f"{weight}.n{bits}", f"weights.n{bits}.bin"
-        if apart:
-            key += ".rest"
-        shape = matrix_shape(self._weights, weight)
-        if self._store.get(key) is None:
-            self._store_matrix(weight, bits, key, file, apart)
-        return self._by_output(key, file, shape, bits)
-
-    def _by_output(self, key: str, file: str, shape: tuple[int, int], bits: int) -> str:
-        """Stored levels [K, N] of a matrix [N, K], with their scales. Zero points are there though
-        they are zero: without them ONNX Runtime's QNN provider reads levels of four bits as others,
-        and its CPU provider cannot make signed bytes unsigned. Nor can it twice with the same ones.
-        """
-        zeros = np.zeros(shape[0] if bits == 8 else -(-shape[0] // 2), np.int8)
-        inputs = [
-            self._weight(key, file, _never, shape[::-1] if bits == 4 else None),
-            self._weight(f"{key}.scales", file, _never),
-            self._weight(
-                f"{key}.zeros",
-                file,
-                lambda: zeros if bits == 8 else zeros.view(np.uint8),
-                (shape[0],) if bits == 4 else None,
-            ),
-        ]
-        return self._node("DequantizeLinear", inputs, axis=1)
-
-    def _store_matrix(
-        self, weight: str, bits: int, key: str, file: str, apart: tuple[int, ...]
-    ) -> None:
-        parts = list(self._plan.quantized(self._weights, weight))
-        rows, inner = matrix_shape(self._weights, weight)
-        levels = np.concatenate([p.q.levels.reshape(len(p.q.levels), -1) for p in parts])
-        if bits == 4:
-            levels = np.stack([levels & 15, levels >> 4], axis=-1).reshape(rows, -1)
-        levels = levels[:, :inner]  # rows of an odd length were padded
-        signed = (levels.astype(np.int16) - (1 << bits - 1)).astype(np.int8).T
-        scales = np.concatenate([p.q.scales[:, 0] for p in parts])
-        # Levels of a negative scale, which a search may choose, are turned around instead.
-        flipped = np.where(scales < 0, -1, 1).astype(np.int8)
-        signed = np.clip(signed * flipped, 1 - (1 << bits - 1), (1 << bits - 1) - 1).astype(np.int8)
-        signed[list(apart)] = 0
-        if bits == 4:
-            flat = signed.reshape(-1).astype(np.uint8) & 15
-            if flat.size % 2:
-                flat = np.append(flat, np.uint8(0))
-            signed = flat[0::2] | (flat[1::2] << 4)
-        self._store.put(key, file, np.ascontiguousarray(signed))
-        # A row of zeros has no scale; any does no harm.
-        safe = np.where(scales == 0, np.float32(1), np.abs(scales)).astype(np.float32)
-        self._store.put(f"{key}.scales", file, safe)
-        error, square = sum(p.error for p in parts), sum(p.square for p in parts)
-        nbytes = signed.size + 4 * rows
-        self._ledger.quantized(weight, bits, 0, nbytes, error, square)
 
     def layer_norm(self, x: str, weight: str, bias: str, eps: float) -> str:
         x = self._met(x, weight)
@@ -341,7 +269,7 @@ class NpuOps(PlainAttention):
         return self._fixed(self._node("Mul", [x, number]), low * factor, high * factor)
 
     def _scores(self, q: str, k: str, key: str) -> str:
-        reach = max(-self._ranges[key][0], self._ranges[key][1], _LEAST)
+        reach = max(-self._ranges[key][0], self._ranges[key][1], LEAST)
         return self._fixed(self._node("MatMul", [q, k]), -reach, reach)
 
     def _masked(self, scores: str, mask: str) -> str:
@@ -385,9 +313,5 @@ class NpuOps(PlainAttention):
 def _grid(low: float, high: float, levels: int = _LEVELS) -> tuple[np.float32, int]:
     """Step and zero point of so many steps from `low` to `high`."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32(max(high - low, _LEAST) / levels)
+    scale = np.float32(max(high - low, LEAST) / levels)
     return scale, int(round(-low / float(scale)))
-
-
-def _never() -> NDArray[np.generic]:
-    raise AssertionError("a quantized weight is stored before it is used")

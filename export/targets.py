@@ -11,8 +11,8 @@ from pathlib import Path
 
 from edgejudge.bundle import GraphRecord, KvRecord, QuantRecord, TargetRecord
 from edgejudge.errors import ExportError
-from edgejudge.export.blocks import Columns, Plan
-from edgejudge.export.byte_ranges import byte_ranges
+from edgejudge.export.blocks import Plan
+from edgejudge.export.byte_ranges import Bytes, byte_ranges
 from edgejudge.export.checkpoint import Checkpoint
 from edgejudge.export.gpu_ops import FusedGpuOps, PlainGpuOps
 from edgejudge.export.graphs import length_inputs, pass_inputs, save
@@ -104,11 +104,11 @@ def lower(
 ) -> list[Lowered]:
     """Writes these variants beside the graphs of the `cpu` target, which `plan` is of."""
     ranges: Ranges = {}
-    columns: Columns = {}
+    given: Bytes | None = None
     if any(variant.bits for variant in variants):
         progress("looking how far values reach", 0.0)
         if any(variant.by_bytes for variant in variants):
-            ranges, columns = byte_ranges(checkpoint)
+            ranges, given = byte_ranges(checkpoint)
         else:
             ranges = ranges_of(checkpoint)
     found = []
@@ -117,7 +117,7 @@ def lower(
         recipe = plan.recipe.for_npu(variant.bits) if variant.bits else plan.recipe.for_gpu()
         chosen, ledger = plan.for_target(recipe), Ledger(checkpoint.family.group_of)
         writer = _Writer(folder, store, checkpoint, ledger, parts)
-        apart = columns if variant.by_bytes else None
+        apart = given if variant.by_bytes else None
         graphs = tuple(writer.write(variant, chosen, ranges, apart))
         found.append(Lowered(variant, chosen, graphs, ledger.records()))
     return found
@@ -134,7 +134,7 @@ class _Writer:
     parts: Sequence[range]
 
     def write(
-        self, variant: Variant, plan: Plan, ranges: Ranges, apart: Columns | None
+        self, variant: Variant, plan: Plan, ranges: Ranges, apart: Bytes | None
     ) -> Iterator[GraphRecord]:
         """`plan` is of the variant; `ranges` are needed by whole numbers alone, and `apart` by
         bytes.
@@ -181,7 +181,7 @@ class _Writer:
             yield save(self.folder, ops, "decoder", index, kv, target="gpu", variant=variant.name)
 
     def _npu(
-        self, variant: Variant, plan: Plan, ranges: Ranges, apart: Columns | None
+        self, variant: Variant, plan: Plan, ranges: Ranges, apart: Bytes | None
     ) -> Iterator[GraphRecord]:
         given = (self.checkpoint.weights, plan, self.store, self.ledger, ranges, apart)
         family, spec, text = self.checkpoint.family, self._spec, self._spec.text

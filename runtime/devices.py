@@ -22,6 +22,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike
 
+from edgejudge.runtime.provider import BUILT_IN
 from edgejudge.runtime.session import CPU, first_line
 from edgejudge.runtime.settings import processor
 
@@ -112,8 +113,6 @@ _KNOWN = (
         elsewhere="it is in ONNX Runtime's builds for Android and iOS alone",
     ),
 )
-# Before any plugin is registered: afterwards they are listed with those that were built in.
-_BUILT_IN = frozenset(ort.get_available_providers())
 _HARDWARE: dict[str, Kind] = {"CPU": "cpu", "GPU": "gpu", "NPU": "npu"}
 # Vulkan drivers that compute on the CPU, by what their files are called.
 _SOFTWARE_DRIVERS = ("swiftshader", "lvp", "lavapipe")
@@ -157,7 +156,7 @@ _registered: set[str] = set()
 
 def _look_for(known: _Known) -> tuple[list[Device], str]:
     """Its devices, or none and why."""
-    if known.provider in _BUILT_IN:
+    if known.provider in BUILT_IN:
         failure = "" if known.provider == CPU else _failure(known.provider, np.float32)
         return ([], failure) if failure else ([_built_in(known)], "")
     if known.module is None:
@@ -177,7 +176,7 @@ def _look_for(known: _Known) -> tuple[list[Device], str]:
 
 def _install(known: _Known, reason: str) -> str | None:
     """The command that might bring a missing provider."""
-    if known.provider in _BUILT_IN:
+    if known.provider in BUILT_IN:
         wanting = known.provider == _CUDA and _CUDA_DRIVER not in reason
         return "pip install 'onnxruntime-gpu[cuda,cudnn]'" if wanting else None
     base = _base_package()
@@ -260,7 +259,7 @@ def _hint(provider: str) -> str:
         gone = [path for path in _vulkan_drivers() if not os.path.exists(path)]
         if gone:
             return f"{' and '.join(gone)} of VK_DRIVER_FILES does not exist"
-        if provider in _BUILT_IN:
+        if provider in BUILT_IN:
             return "it needs a graphics card and its driver"
         drm = "is there" if os.path.isdir("/sys/class/drm") else "does not exist"
         return f"it looks for a graphics card in /sys/class/drm, which {drm}"

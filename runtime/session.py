@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, GraphRecord
-from edgejudge.errors import BundleError, ProviderError
+from edgejudge.errors import ProviderError
+from edgejudge.runtime.placement import Device
+from edgejudge.runtime.provider import open_inner
 
 __all__ = ["CPU", "Session", "default_threads", "first_line", "open_session"]
 
@@ -89,30 +90,10 @@ def first_line(error: Exception) -> str:
 def open_session(
     bundle: Bundle, graph: GraphRecord, provider: str, threads: int, lean: bool = False
 ) -> Session:
-    """Loads a graph on one provider, all of it, or raises ProviderError. A `lean` one gives memory
-    back after each run.
+    """Loads a graph of the `cpu` target, all of it, or raises BundleError. A `lean` one gives
+    memory back after each run.
     """
-    path = bundle.graph_file(graph)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Threads that go on spinning after a run take the cores from the next graph's.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if lean:
-        options.enable_cpu_mem_arena = False
-    if provider != CPU:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    try:
-        inner = ort.InferenceSession(str(path), options, providers=[provider])
-    except Exception as error:  # ONNX Runtime raises its own unrelated classes
-        raise BundleError(
-            f"{path}: ONNX Runtime {ort.__version__} cannot load it on {provider} "
-            f"({first_line(error)}); export the bundle again with this edgejudge"
-        ) from None
-    if inner.get_providers()[0] != provider:
-        raise ProviderError(
-            f"{graph.file}: asked for {provider}, ONNX Runtime chose {inner.get_providers()[0]}; "
-            "install the provider's package or ask for the CPU"
-        )
-    return Session(graph, provider, inner)
+    device = Device(graph.target, provider)
+    return Session(
+        graph, provider, open_inner(bundle.graph_file(graph), device, threads, lean=lean)
+    )

@@ -35,7 +35,7 @@ def nano() -> Path:
         if out.is_dir() and stamp.is_file() and stamp.read_text() == state:
             return out
         policies = [load_policy(name).record() for name in builtin_names()]
-        targets = ("cpu", "gpu", "npu", "npu:a16w4")
+        targets = ("cpu", "gpu", "npu", "npu:a16w4", "npu:a8w8")
         export(NANO / "checkpoint", out, "w8", Cut(2), policies, force=True, targets=targets)
         seal(out, UNMEASURED)
         stamp.write_text(state)

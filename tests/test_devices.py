@@ -30,7 +30,7 @@ PLUGINS = ("onnxruntime_ep_webgpu", "onnxruntime_qnn", "onnxruntime_ep_openvino"
 # `make providers` sets it: there nothing may be skipped.
 MUST = bool(os.environ.get("EDGEJUDGE_PROVIDERS"))
 BASE = devices._base_package()
-WEBGPU_IS_BUILT_IN = "WebGpuExecutionProvider" in devices._BUILT_IN
+WEBGPU_IS_BUILT_IN = "WebGpuExecutionProvider" in devices.BUILT_IN
 
 
 def test_each_is_found_or_missing_with_a_reason() -> None:
@@ -85,7 +85,7 @@ def test_no_command_brings_a_second_onnx_runtime(
     """The wheels install one import name, and the extras ask for the package onnxruntime."""
     monkeypatch.setattr(devices, "_base_package", lambda: base)
     monkeypatch.setattr(devices, "_version", lambda _: "")
-    monkeypatch.setattr(devices, "_BUILT_IN", frozenset())
+    monkeypatch.setattr(devices, "BUILT_IN", frozenset())
     install = {k.provider: devices._install(k, "") for k in devices._KNOWN}
     assert install["CUDAExecutionProvider"] == (
         f"pip uninstall {base} && pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -97,10 +97,10 @@ def test_no_command_brings_a_second_onnx_runtime(
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
-@pytest.mark.skipif("CUDAExecutionProvider" in devices._BUILT_IN, reason="it may well run here")
+@pytest.mark.skipif("CUDAExecutionProvider" in devices.BUILT_IN, reason="it may well run here")
 def test_one_that_is_built_in_and_left_out_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As ONNX Runtime does with CUDA where a library or the driver is missing."""
-    monkeypatch.setattr(devices, "_BUILT_IN", frozenset({"CUDAExecutionProvider"}))
+    monkeypatch.setattr(devices, "BUILT_IN", frozenset({"CUDAExecutionProvider"}))
     (known,) = (k for k in devices._KNOWN if k.provider == "CUDAExecutionProvider")
     found, reason = devices._look_for(known)
     assert found == [] and reason.startswith("ONNX Runtime leaves it out (")

@@ -62,7 +62,7 @@ def no_providers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bare_survey() -> tuple[list[devices.Device], list[devices.Absent]]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(devices, "_BUILT_IN", frozenset({CPU}))
+        patched.setattr(devices, "BUILT_IN", frozenset({CPU}))
         patched.setattr(devices, "_version", lambda module: "")
         patched.setattr(devices, "_base_package", lambda: "onnxruntime")
         return devices.survey()
@@ -230,7 +230,7 @@ def picture(tmp_path: Path) -> Path:
 SCRIPT = f"""if True:
     import sys
     from edgejudge.runtime import devices
-    devices._BUILT_IN = frozenset(["{CPU}"])
+    devices.BUILT_IN = frozenset(["{CPU}"])
     devices._version = lambda module: ""
     devices._base_package = lambda: "onnxruntime"
     from edgejudge.cli import main
