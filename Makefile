@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-memory bench-pieces bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
+.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -158,6 +158,9 @@ bench-side: $(VENV)/.test  ## how many exact columns outliers need that were put
 
 bench-pieces: $(VENV)/.test  ## pieces of a layer in two forms: apart and fused, floats and bytes
 	$(BIN)/python tests/bench/pieces.py
+
+bench-npu: $(VENV)-swiftshader/.stamp  ## pieces of static graphs in several forms on Qualcomm's HTP: how exact, or why not
+	$(VENV)-swiftshader/bin/python tests/bench/npu_pieces.py 2>/dev/null
 
 bench-memory: $(VENV)/.runtime  ## seconds and memory within a budget (BUNDLE=..., BENCH_ARGS="--batch 1 --batch 8")
 	$(BIN)/python tests/bench/lean.py $(BUNDLE) $(BENCH_ARGS)
