@@ -210,7 +210,7 @@ class _Gate:
                 if found is not None:
                     written.add(picture.image, asking, found, truth.probabilities, limits)
             self._engine.release()
-            if not self._bundle.manifest.random_weights:
+            if self._bundle.manifest.targets and not self._bundle.manifest.random_weights:
                 pairs = zip(some, truths, strict=True)
                 wanted = [_wanted(p, t, rules, thresholds) for p, t in pairs]
                 self._progress(

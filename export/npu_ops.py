@@ -134,6 +134,8 @@ class NpuOps(PlainAttention, NpuWeights):
         if bits is None or rows is not None:
             raise ExportError(f"{weight} has no whole numbers in recipe {self._plan.recipe.name}")
         name = self._names.made_by(weight)
+        if x not in self._spans:
+            x = self._input(x, (-_PIXELS, _PIXELS))
         if self._by_bytes is None:
             y = self._node("MatMul", [x, self._matrix(weight, bits)])
         else:
@@ -225,10 +227,12 @@ class NpuOps(PlainAttention, NpuWeights):
         return self._reshaped(self._move("Transpose", x, perm=[0, 1, 3, 2, 4]), 0, side * side, -1)
 
     def split(self, x: str, parts: int) -> tuple[str, ...]:
-        raise ExportError("this family's vision tower has no static graphs; leave it to cpu or gpu")
+        extra = [f"Split_{len(self._nodes)}/{i}" for i in range(1, parts)]
+        first = self._node("Split", [x], extra_outputs=extra, axis=-1, num_outputs=parts)
+        return tuple(self._like(part, x) for part in (first, *extra))
 
     def take(self, x: str, index: str) -> str:
-        return self.split(x, 1)[0]
+        raise ExportError("static graphs give all rows; a family takes some outside of them")
 
     def rope(self, x: str, rotation: tuple[str, str], heads: int, head_dim: int) -> str:
         """[1, S, heads * H], halves turned by cos and sin, which come as [S, H / 2]."""
@@ -303,8 +307,12 @@ class NpuOps(PlainAttention, NpuWeights):
         both = self._node("Concat", [past, x], axis=3 if name == "key" else 2)
         return self._like(both, x)
 
+    def mask_input(self, name: str) -> str:
+        """An input [B, n] that is added to scores."""
+        return self._input(name, (self._hidden, 0.0))
+
     def _hiding(self, mask: str) -> str:
-        raise ExportError("this family's vision tower has no static graphs; leave it to cpu or gpu")
+        return self._move("Unsqueeze", mask, (self._constant([1, 2]),))
 
     def _next(self, what: str) -> str:
         return self._names.next(what)

@@ -185,10 +185,7 @@ class _Writer:
     ) -> Iterator[GraphRecord]:
         given = (self.checkpoint.weights, plan, self.store, self.ledger, ranges, apart)
         family, spec, text = self.checkpoint.family, self._spec, self._spec.text
-        if (
-            spec.visual_tokens
-        ):  # of a view, which is of one size; pictures of any have no such graph
-            yield self._npu_vision(variant, lambda name: NpuOps(name, *given))
+        yield from self._npu_vision(variant, lambda name: NpuOps(name, *given))
         contexts = [c for c in _CONTEXTS if c <= text.max_positions] or [text.max_positions]
         for index, layers in enumerate(self.parts):
             for context in contexts:
@@ -222,17 +219,25 @@ class _Writer:
                         tokens=tokens,
                     )
 
-    def _npu_vision(self, variant: Variant, make: Callable[[str], NpuOps]) -> GraphRecord:
-        """Of one view."""
+    def _npu_vision(self, variant: Variant, make: Callable[[str], NpuOps]) -> Iterator[GraphRecord]:
+        """Of each size that the family has."""
         family, spec = self.checkpoint.family, self._spec
-        ops = make("vision")
-        inputs = {}
-        for name, (dtype, shape) in family.vision_inputs(spec).items():
-            ops.input(name, dtype, *(1 if size == "V" else size for size in shape))
-            inputs[name] = name
-        value = family.vision(ops, spec, inputs)
-        shape = (1, spec.visual_tokens, spec.text.hidden)
-        ops.output(value, "visual_tokens", "float32", *shape)
-        return save(
-            self.folder, ops, "vision", None, None, target="npu", variant=variant.name, tokens=1
-        )
+        for size, shapes in family.static_vision_inputs(spec).items():
+            ops, inputs = make("vision"), {}
+            for name, shape in shapes.items():
+                inputs[name] = ops.input(name, "float32", *shape)
+                if name == "window_mask":
+                    inputs[name] = ops.mask_input(name)
+            value = family.vision(ops, spec, inputs)
+            count = spec.visual_tokens or size // spec.scale_factor**2
+            ops.output(value, "visual_tokens", "float32", 1, count, spec.text.hidden)
+            yield save(
+                self.folder,
+                ops,
+                "vision",
+                None,
+                None,
+                target="npu",
+                variant=variant.name,
+                tokens=size,
+            )

@@ -31,6 +31,7 @@ __all__ = [
     "read_spec",
     "tokens_record",
     "vision",
+    "static_vision_inputs",
     "vision_inputs",
     "weight_names",
 ]
@@ -41,6 +42,7 @@ LEAD_IN = "assistant\n"  # the text that an answer follows
 
 _VISION = "visual"
 _TEXT = "model"
+_STATIC_WINDOWS = (4, 16, 64)  # of pictures of up to 224 x 224, 448 x 448 and 896 x 896 pixels
 _MERGER = f"{_VISION}.merger"
 _SYSTEM = "You are a helpful assistant."
 _EPS = 1e-6  # of every norm in the tower; the family has no key for it
@@ -171,6 +173,24 @@ def vision_inputs(
     return inputs
 
 
+def static_vision_inputs(spec: ModelSpec) -> dict[int, dict[str, tuple[int, ...]]]:
+    """Slots of a static graph -> name and shape of its inputs, all float32: empty slots stay, and
+    `window_mask` is what is added to scores.
+    """
+    vis = spec.vision
+    window = (vis.window // vis.patch_size) ** 2
+    sizes = (window * windows for windows in _STATIC_WINDOWS)
+    return {
+        slots: {
+            "patches": (slots, 3 * vis.frames * vis.patch_size**2),
+            "rope_cos": (slots, vis.head_dim // 2),
+            "rope_sin": (slots, vis.head_dim // 2),
+            "window_mask": (slots // window, window),
+        }
+        for slots in sizes
+    }
+
+
 def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V], layers: range | None = None) -> V:
     """N slots in windows -> visual tokens [1, T, D] in the text model's width.
 
@@ -203,7 +223,9 @@ def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V], layers: range | N
     if layers.stop < vis.layers:
         return x
     x = ops.rms_norm(x, f"{_MERGER}.ln_q.weight", vis.eps)
-    x = ops.take(ops.reshape(x, 1, -1, group * vis.hidden), inputs["tokens"])
+    x = ops.reshape(x, 1, -1, group * vis.hidden)
+    if "tokens" in inputs:  # static graphs give empty ones too
+        x = ops.take(x, inputs["tokens"])
     x = ops.linear(x, f"{_MERGER}.mlp.0.weight", f"{_MERGER}.mlp.0.bias")
     x = ops.activation(x, "gelu")
     return ops.linear(x, f"{_MERGER}.mlp.2.weight", f"{_MERGER}.mlp.2.bias")
@@ -219,7 +241,12 @@ def _in_windows(ops: Ops[V], vis: VisionSpec, qkv: tuple[V, V, V], inputs: dict[
 
 
 def _everywhere(ops: Ops[V], vis: VisionSpec, qkv: tuple[V, V, V], inputs: dict[str, V]) -> V:
-    """Each patch sees the whole picture; empty slots are left out, which is cheaper than a mask."""
+    """Each patch sees the whole picture; empty slots are left out, which is cheaper than a mask,
+    where the graph is not static.
+    """
+    if "slots" not in inputs:
+        mask = ops.reshape(inputs["window_mask"], 1, -1)
+        return ops.full_attention(*qkv, vis.heads, vis.head_dim**-0.5, mask)
     q, k, v = (ops.take(each, inputs["slots"]) for each in qkv)
     y = ops.full_attention(q, k, v, vis.heads, vis.head_dim**-0.5)
     return ops.take(y, inputs["places"])

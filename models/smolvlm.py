@@ -34,6 +34,7 @@ __all__ = [
     "read_spec",
     "tokens_record",
     "vision",
+    "static_vision_inputs",
     "vision_inputs",
     "weight_names",
 ]
@@ -172,6 +173,12 @@ def vision_inputs(
     if layers is not None and layers.start:
         return {"hidden": ("float32", ("V", tower.grid**2, tower.hidden))}
     return {"pixel_values": ("float32", ("V", 3, tower.image_size, tower.image_size))}
+
+
+def static_vision_inputs(spec: ModelSpec) -> dict[int, dict[str, tuple[int, ...]]]:
+    """Views of a static graph -> name and shape of its inputs, all float32."""
+    side = spec.vision.image_size
+    return {1: {"pixel_values": (1, 3, side, side)}}
 
 
 def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V], layers: range | None = None) -> V:

@@ -5,7 +5,7 @@ goes wrong there is a `DeviceFault`, and so are values that are no numbers and a
 end; what becomes of the work is not decided here. Does not know other devices.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from edgejudge.runtime.provider import open_inner
 from edgejudge.runtime.replica import Moved, Replica
 from edgejudge.runtime.session import CPU, Session, first_line
 from edgejudge.runtime.trace import Trace
-from edgejudge.runtime.views import in_groups
+from edgejudge.runtime.views import in_groups, static_groups
 from edgejudge.runtime.worker import Worker
 
 __all__ = ["Accelerator", "DeviceFault", "Loaded", "NotTaken"]
@@ -123,19 +123,33 @@ class Accelerator:
         self, feeds: Mapping[str, NDArray[Any]], most: int, trace: Trace
     ) -> NDArray[np.float32]:
         """The vision graph's inputs -> visual tokens [N, D]; `most` patches in one run."""
-        (graph,) = self._graphs("vision", None)
-        groups = []
-        for some in in_groups(graph, feeds, self.spec, most):
-            session = self._open(graph, trace)
-            with trace.span("vision", self.device.name):
-                (tokens,) = self._run(session, graph, some)
-            if tokens.shape[-1] != self.spec.text.hidden:
-                raise DeviceFault(f"{graph.file} gave the shape {tokens.shape}")
-            groups.append(np.asarray(tokens, np.float32).reshape(-1, self.spec.text.hidden))
+        groups, width = [], self.spec.text.hidden
+        try:
+            for graph, some, wanted in self._groups(feeds, most):
+                session = self._open(graph, trace)
+                with trace.span("vision", self.device.name):
+                    (tokens,) = self._run(session, graph, some)
+                if tokens.shape[-1] != width:
+                    raise DeviceFault(f"{graph.file} gave the shape {tokens.shape}")
+                rows = np.asarray(tokens, np.float32).reshape(-1, width)
+                groups.append(rows if wanted is None else rows[wanted])
+        except NoGraph as error:
+            raise NotTaken(str(error)) from None
         found = np.ascontiguousarray(np.concatenate(groups))
         if not np.isfinite(found).all():
             raise DeviceFault(f"{graph.file} gave values that are no numbers on {self.device.name}")
         return found
+
+    def _groups(
+        self, feeds: Mapping[str, NDArray[Any]], most: int
+    ) -> Iterator[tuple[GraphRecord, dict[str, NDArray[Any]], NDArray[np.int64] | None]]:
+        """A graph, what it is fed, and which of the rows that it gives are wanted."""
+        graphs = self._graphs("vision", None)
+        if graphs[0].tokens is not None:
+            yield from static_groups(graphs, feeds)
+        else:
+            for some in in_groups(graphs[0], feeds, self.spec, most):
+                yield graphs[0], some, None
 
     def layers(
         self,

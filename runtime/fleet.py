@@ -107,11 +107,11 @@ class Fleet:
     ) -> None:
         name = accelerator.device.name
         if isinstance(fault, NotTaken):
-            if not _told(trace, f"{name} takes too few tokens for {stage},", "device_passed_over"):
+            if not _told(trace, f"{name} is too small for {stage},", "device_passed_over"):
                 trace.marks.append(
                     (
                         "device_passed_over",
-                        f"{name} takes too few tokens for {stage}, which the next place did "
+                        f"{name} is too small for {stage}, which the next place did "
                         f"instead ({fault})",
                     )
                 )

@@ -216,7 +216,7 @@ def on_device(case: Case, variant: str) -> Engine:
     bundle, device = case.bundle, Device("gpu", "CPUExecutionProvider")
     engine = Engine.open(bundle, threads=1)
     places = [("vision", None), *(("decoder", part.index) for part in bundle.manifest.parts)]
-    engine.fleet = Fleet.of(bundle, dict.fromkeys(places, device), 1)
+    engine.fleet = Fleet.of(bundle, dict.fromkeys(places, (device,)), 1)
     for stage in ("vision", "decoder"):
         engine.fleet.accelerators[0].use(stage, variant)
     return engine
@@ -392,7 +392,7 @@ def test_embeddings_beyond_16_bits(tmp_path: Path) -> None:
     prompt = [[1, 77, tiny.VOCABULARY - 1]]
     wanted = engine.score_blind(prompt)
     device = Device("gpu", "CPUExecutionProvider")
-    engine.fleet = Fleet.of(engine.bundle, {("decoder", 0): device}, 1)
+    engine.fleet = Fleet.of(engine.bundle, {("decoder", 0): (device,)}, 1)
     engine.fleet.accelerators[0].use("decoder", "float16.plain")
     assert np.array_equal(engine.score_blind(prompt), wanted)
     ((code, why),) = engine.trace.marks

@@ -348,7 +348,7 @@ def test_what_no_graph_takes_is_the_processors(
         found = engine.score(prefix, asked.branches)
         codes = [code for code, _ in engine.trace.marks]
         assert codes == ["device_passed_over"], engine.trace.marks
-        assert "npu:CPUExecutionProvider takes too few tokens" in engine.trace.marks[0][1]
+        assert "npu:CPUExecutionProvider is too small" in engine.trace.marks[0][1]
         assert ran(engine) == {"cpu", "npu:CPUExecutionProvider"}, "the first rows were its own"
         engine.trace = engine.new_trace()
         assert not engine.trace.marks

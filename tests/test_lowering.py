@@ -19,8 +19,6 @@ import torch
 import tiny
 import tiny_qwen
 from edgejudge.bundle import Bundle
-from edgejudge.canaries import placed
-from edgejudge.errors import BundleError
 from edgejudge.export import (
     Asked,
     CalibrationPicture,
@@ -37,11 +35,13 @@ from edgejudge.export import (
 )
 from edgejudge.export.gpu_ops import PlainGpuOps
 from edgejudge.export.npu_ops import NpuOps
-from edgejudge.models.image import canary_image
+from edgejudge.models.image import canary_image, preprocess
 from edgejudge.runtime import Engine, padded
 from edgejudge.runtime.fleet import Fleet
-from edgejudge.runtime.placement import Device, read_places, resolved
+from edgejudge.runtime.padded import NoGraph
+from edgejudge.runtime.placement import Device
 from edgejudge.runtime.replica import Replica
+from edgejudge.runtime.views import static_groups
 
 torch.set_num_threads(1)
 FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
@@ -178,13 +178,19 @@ def test_every_form_equals_the_reference(made: Any, family: str, recipe: str, va
         assert logits < LIMITS[variant]
 
 
-def test_pictures_of_any_size_have_no_npu_graph(made: Any) -> None:
-    bundle = made("qwen2_5_vl", "exact").bundle
-    assert not bundle.graphs("npu", "a16w8", "vision") and bundle.graphs("npu", "a16w8", "decoder")
-    with pytest.raises(BundleError, match="no vision graphs for the npu target.*leave that stage"):
-        resolved(read_places("vision=npu:cpu"), bundle)
-    with pytest.raises(BundleError, match="no vision graphs for the npu target"):
-        placed(bundle, Engine.open(bundle, threads=1), "vision=npu:cpu,decoder=npu:cpu")
+def test_pictures_of_any_size_take_the_graph_that_holds_them(made: Any) -> None:
+    """Static towers are of a few sizes; what a picture does not fill changes nothing."""
+    one = made("qwen2_5_vl", "exact")
+    engine, reference = engine_on(one.bundle, {"vision": "a16w8"}), one.reference("a16w8")
+    (accelerator,) = engine.fleet.accelerators
+    for size, slots in (((24, 24), 256), ((50, 70), 1024)):
+        before, feeds = set(accelerator.loaded), preprocess(canary_image(*size), one.opened.image)
+        near(engine.encode_image(feeds.feeds), reference.encode(feeds.feeds).numpy(), 0.3)
+        (file,) = set(accelerator.loaded) - before
+        assert f".{slots}." in file and not engine.trace.marks
+    small = one.bundle.graphs("npu", "a16w8", "vision")[:1]
+    with pytest.raises(NoGraph, match="takes a picture of 384 patches"):
+        list(static_groups(small, feeds.feeds))
 
 
 # --- the same work, cut otherwise ----------------------------------------------------------------
