@@ -54,7 +54,7 @@ FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
 TARGET = {"float32.plain": "gpu", "a16w8": "npu", "a16w4": "npu"}
 # How far label logits, which reach 4, may be from the reference over the same weights.
 LIMITS = {"float32.plain": 1e-3, "a16w8": 4e-2, "a16w4": 4e-2}
-TOKENS_LIMIT = {"float32.plain": 1e-4, "a16w8": 1.5e-2, "a16w4": 1.5e-2}  # visual, of 9
+TOKENS_LIMIT = {"float32.plain": 1e-4, "a16w8": 4e-2, "a16w4": 4e-2}  # visual, of 9 to 12
 # How far the same work may be when it is cut otherwise.
 CUT_LIMIT = {"float32.plain": 2e-5, "a16w8": 1e-2}
 SIZES = ((60, 90), (40, 40))
