@@ -2,12 +2,13 @@
 
 Takes a serialized model; gives the external-data locations of its tensors, wherever in the model
 they stand. Walks the protobuf wire format along the fields that can lead to a tensor and skips the
-rest. Imports nothing of ours but the errors.
+rest. Imports nothing of ours but the errors and wire.
 """
 
 from collections.abc import Iterator
 
 from edgejudge.errors import BundleError
+from edgejudge.wire import fields
 
 __all__ = ["external_locations"]
 
@@ -39,42 +40,12 @@ def _locations(data: memoryview, message: str, depth: int) -> Iterator[str]:
     if depth > _MOST_NESTED:
         raise ValueError("its graphs are nested too deeply")
     if message == "entry":
-        texts = {number: bytes(value).decode() for number, value in _fields(data)}
+        strings = {n: v for n, v in fields(data) if isinstance(v, memoryview)}
+        texts = {number: bytes(value).decode() for number, value in strings.items()}
         if texts.get(1) == "location":
             yield texts.get(2, "")
         return
     inner = _PATHS[message]
-    for number, value in _fields(data):
-        if number in inner:
+    for number, value in fields(data):
+        if number in inner and isinstance(value, memoryview):
             yield from _locations(value, inner[number], depth + 1)
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The length-delimited fields of a message; numbers are skipped."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            _, at = _varint(data, at)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        elif kind == 2:
-            length, at = _varint(data, at)
-            if at + length > len(data):
-                raise ValueError("it is cut short")
-            yield tag >> 3, data[at : at + length]
-            at += length
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number is too long")

@@ -15,6 +15,7 @@ from typing import Any
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edgejudge.errors import ProviderError
+from edgejudge.wire import fields
 
 __all__ = ["Elsewhere", "NodesElsewhere", "check_strict", "elsewhere", "nodes_of"]
 
@@ -171,26 +172,26 @@ def _known_nodes(model: memoryview) -> dict[str, _Known]:
     # The numbers are those of onnx.proto's fields.
     graph = memoryview(b"")
     opsets: dict[str, int] = {}
-    for number, value in _fields(model):
+    for number, value in fields(model):
         if number == 7:
             graph = _bytes(value)
         elif number == 8:
-            opset = dict(_fields(_bytes(value)))
+            opset = dict(fields(_bytes(value)))
             opsets[_text(opset.get(1, memoryview(b"")))] = _int(opset.get(2, 0))
     types: dict[str, str] = {}
     nodes: list[memoryview] = []
     constants: set[str] = set()
     edges: set[str] = set()
-    for number, value in _fields(graph):
+    for number, value in fields(graph):
         if number == 1:
             nodes.append(_bytes(value))
         elif number == 5:
-            tensor = {n: v for n, v in _fields(_bytes(value)) if n in (2, 8)}
+            tensor = {n: v for n, v in fields(_bytes(value)) if n in (2, 8)}
             name = _text(tensor.get(8, memoryview(b"")))
             constants.add(name)
             types[name] = _type(tensor.get(2, 0))
         elif number in (11, 12, 13):
-            info = dict(_fields(_bytes(value)))
+            info = dict(fields(_bytes(value)))
             name = _text(info.get(1, memoryview(b"")))
             types[name] = _type_of_value(_bytes(info.get(2, memoryview(b""))))
             if number != 13:
@@ -211,7 +212,7 @@ def _described(
         inputs: list[str] = []
         outputs: list[str] = []
         single = {3: "", 4: "", 7: ""}  # name, operator, domain
-        for number, value in _fields(data):
+        for number, value in fields(data):
             if number in (1, 2):
                 (inputs if number == 1 else outputs).append(_text(value))
             elif number in single:
@@ -234,9 +235,9 @@ def _described(
 
 
 def _type_of_value(data: memoryview) -> str:
-    for number, tensor in _fields(data):
+    for number, tensor in fields(data):
         if number == 1:
-            return _type(dict(_fields(_bytes(tensor))).get(1, 0))
+            return _type(dict(fields(_bytes(tensor))).get(1, 0))
     return ""
 
 
@@ -258,35 +259,3 @@ def _int(value: int | memoryview) -> int:
     if not isinstance(value, int):
         raise ValueError("bytes in place of a number")
     return value
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """A message's numbers and byte strings; fixed-width fields are skipped."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-        elif kind == 2:
-            length, at = _varint(data, at)
-            if at + length > len(data):
-                raise ValueError("it is cut short")
-            yield tag >> 3, data[at : at + length]
-            at += length
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number is too long")

@@ -162,7 +162,7 @@ class Engine:
         loaded with the first one.
         """
         placed = any(stage == "writer" for stage, _ in self.fleet.routes)
-        stage = "writer" if placed or self.bundle.has(_TARGET, "writer") else "decoder"
+        stage = "writer" if placed else self._own("writer")
         return self._extend(stage, "write", [token], None, None, after)
 
     def _extend(
@@ -366,8 +366,7 @@ class Engine:
             self._ran(name, done[1].device.name, trace)
             last = part.last_layer == self.spec.text.layers - 1
             return done[0][:, given.rows] if last else done[0]
-        graphs = stage if self.bundle.has(_TARGET, stage) else "decoder"
-        session = self._session(graphs, index)
+        session = self._session(self._own(stage), index)
         self._ran(name, session.provider, trace)
         with trace.span(stage, "cpu", part=index, tokens=tokens):
             return run_layers(session, part, flow, given, cache)
@@ -384,7 +383,11 @@ class Engine:
         """Opens the processor's parts before their first use is timed."""
         for part in self.bundle.manifest.parts:
             if (stage, part.index) not in self.fleet.routes:
-                self._session(stage, part.index)
+                self._session(self._own(stage), part.index)
+
+    def _own(self, stage: str) -> str:
+        """The stage of the processor's graphs, which are the decoder's where none are for text."""
+        return stage if self.bundle.has(_TARGET, stage) else "decoder"
 
     def _session(self, stage: str, part: int | None = None, trace: Trace | None = None) -> Session:
         key = (stage, part)

@@ -25,6 +25,7 @@ LEAVES = {
     "edgejudge.strict_json",
     "edgejudge.onnx_files",
     "edgejudge.report_card",
+    "edgejudge.wire",
 }
 # The gate and its command: the only modules that see both sides, and only inside functions.
 MAY_IMPORT_EXPORT = {

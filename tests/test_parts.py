@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from edgejudge.bundle import Bundle, read_manifest
 from edgejudge.cli import main
 from edgejudge.errors import ExportError
 from edgejudge.export import Cut, export, open_checkpoint, plan_of
-from edgejudge.export.parts import layer_bytes
+from edgejudge.export.parts import layer_bytes, npu_parts
 from edgejudge.runtime import Engine
 
 torch.set_num_threads(1)
@@ -108,3 +109,37 @@ def test_sizes_are_read_as_people_write_them(
         assert "is no size" in capsys.readouterr().err
     assert main([*command, "--force", "--part-bytes", "1KiB"]) == 2
     assert "alone takes" in capsys.readouterr().err
+
+
+# --- what an NPU's compiler takes ----------------------------------------------------------------
+
+GIB = 1 << 30
+
+
+def test_parts_for_an_npu() -> None:
+    """Cut where nothing is said, as asked where it is, and never larger than what it takes."""
+    assert npu_parts(Cut(), []) is None
+    assert npu_parts(Cut(), [[100] * 4]) == [range(4)], "a small decoder stays whole"
+    large = [GIB // 4] * 10
+    runs = npu_parts(Cut(), [[1] * 10, large])
+    assert runs is not None and all(len(run) <= 4 for run in runs)
+    assert [layer for run in runs for layer in run] == list(range(10))
+    assert npu_parts(Cut(2), [large]) == [range(5), range(5, 10)]
+    with pytest.raises(ExportError, match="the largest part takes 2.5 GiB, an NPU's compiler"):
+        npu_parts(Cut(1), [large])
+
+
+def test_graphs_of_one_token_and_of_many_share_their_weights(tmp_path: Path) -> None:
+    folder = export(
+        tiny.make_checkpoint(tmp_path / "tiny", tiling=False),
+        tmp_path / "bundle",
+        "w8",
+        targets=("cpu", "npu"),
+    )
+    found = []
+    for shape in ("128x512", "1x512", "128x2048"):
+        file = folder / f"npu.a16w8.decoder.0.{shape}.onnx"
+        tensors = onnx.load(file, load_external_data=False).graph.initializer
+        places = {t.name: {e.key: e.value for e in t.external_data} for t in tensors}
+        found.append({name: place for name, place in places.items() if place})
+    assert found[0] == found[1] == found[2] and len(found[0]) > 3 * 7
