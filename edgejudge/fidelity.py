@@ -78,6 +78,7 @@ def export_bundle(
     exporting = exporting_tools()
     target = Path(out).resolve()
     exporting.check_target(target, force)
+    exporting.variants_of(targets, kv_bytes)  # told before anything is read
     opened = (
         checkpoint
         if isinstance(checkpoint, exporting.Checkpoint)

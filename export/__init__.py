@@ -21,6 +21,7 @@ from edgejudge.export.preset import preset_checkpoint
 from edgejudge.export.recipe import DEFAULT_RECIPE, RECIPE_NAMES, Recipe, recipe_named
 from edgejudge.export.reference import Asked, Reference
 from edgejudge.export.stored import Exact, Stored, Weights
+from edgejudge.export.targets import variants_of
 from edgejudge.export.weights import Source
 from edgejudge.export.workplace import workplace
 
@@ -50,6 +51,7 @@ __all__ = [
     "recipe_named",
     "seal",
     "split_pictures",
+    "variants_of",
     "workplace",
     "yes_probability",
 ]

@@ -94,11 +94,12 @@ def export(
     if isinstance(recipe, str):
         recipe_named(recipe)  # a bad name is told before anything is read
     cut.check()
-    variants = variants_of(targets)
+    variants_of(targets)  # as is one of a target
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     plan = recipe
     if isinstance(plan, str):
         opened, plan = prepared(opened, plan, progress)
+    variants = variants_of(targets, bool(plan.kv_steps))
     with workplace(target, "partial") as partial:
         try:
             partial.mkdir(parents=True)
@@ -212,11 +213,6 @@ def _fill(
     variants: Sequence[Variant],
     progress: Callable[[str, float], None],
 ) -> None:
-    if variants and plan.kv_steps:
-        raise ExportError(
-            "keys and values in bytes are for the cpu target alone; leave out --kv int8, or the "
-            "other targets"
-        )
     spec, family, labels = checkpoint.spec, checkpoint.family, checkpoint.labels
     recipe, ledger = plan.recipe, Ledger(family.group_of)
     total = checkpoint.weights.parameters

@@ -54,9 +54,10 @@ _VARIANTS = (
 )
 
 
-def variants_of(targets: Sequence[str]) -> list[Variant]:
+def variants_of(targets: Sequence[str], kv_bytes: bool = False) -> list[Variant]:
     """Of these targets, in their order; "npu:a16w4" has weights of four bits, "npu:a8w8" matrices
-    that meet bytes. Raises ExportError.
+    that meet bytes. Raises ExportError for one that is not known, and for any beside the CPU where
+    its cache is of bytes.
     """
     found = []
     for target in targets:
@@ -66,6 +67,11 @@ def variants_of(targets: Sequence[str]) -> list[Variant]:
         if target != "cpu" and not some:
             raise ExportError(f"no target is called {target!r}; known: {', '.join(TARGETS)}")
         found += some
+    if found and kv_bytes:
+        raise ExportError(
+            "keys and values in bytes are for the cpu target alone; leave out --kv int8, or the "
+            "other targets"
+        )
     return list(dict.fromkeys(found))
 
 

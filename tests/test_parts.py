@@ -143,3 +143,12 @@ def test_graphs_of_one_token_and_of_many_share_their_weights(tmp_path: Path) -> 
         places = {t.name: {e.key: e.value for e in t.external_data} for t in tensors}
         found.append({name: place for name, place in places.items() if place})
     assert found[0] == found[1] == found[2] and len(found[0]) > 3 * 7
+
+
+def test_targets_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before anything is read."""
+    given = ["export", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]
+    assert main([*given, "--targets", "cpu,tpu"]) == 2
+    assert "no target is called 'tpu'; known: cpu, gpu, npu, npu:a16w4" in capsys.readouterr().err
+    assert main([*given, "--targets", "gpu", "--kv", "int8"]) == 2
+    assert "for the cpu target alone" in capsys.readouterr().err
