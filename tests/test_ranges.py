@@ -14,7 +14,6 @@ import torch
 import tiny
 import tiny_qwen
 from edgejudge.bundle import KvRecord, PartRecord
-from edgejudge.errors import ExportError
 from edgejudge.export import Checkpoint, Exact, Plan, Reference, open_checkpoint, recipe_named
 from edgejudge.export.blocks import QuantizedRows
 from edgejudge.export.graphs import pass_inputs
@@ -160,18 +159,18 @@ def test_a_tower_asks_for_what_was_seen(opened: dict[str, Checkpoint], tmp_path:
     assert asking.asked <= tower
 
     two = opened["qwen2_5_vl"]
+    asking = Asking(ranges_of(two))
 
     def windows(ops: NpuOps) -> None:
-        shapes = two.family.vision_inputs(two.spec)
-        inputs = {name: ops.input(name, *kind) for name, kind in flat(shapes).items()}
+        shapes = next(iter(two.family.static_vision_inputs(two.spec).values()))
+        inputs = {name: ops.input(name, "float32", *shape) for name, shape in shapes.items()}
+        inputs["window_mask"] = ops.mask_input("window_mask")
         two.family.vision(ops, two.spec, inputs)
 
-    with pytest.raises(ExportError, match="no static graphs; leave it to cpu or gpu"):
-        graph_of(tmp_path, windows, plan_of(two), two.weights, ranges_of(two))
-
-
-def flat(shapes: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    return {name: (dtype, *shape) for name, (dtype, shape) in shapes.items()}
+    graph_of(tmp_path, windows, plan_of(two), two.weights, asking)
+    tower = {n for n in asking if "visual" in n}
+    assert {n for n in tower - asking.asked if not n.endswith(" <")} == set()
+    assert asking.asked - tower <= {n for n in asking if "scores" in n}
 
 
 # --- values --------------------------------------------------------------------------------------
