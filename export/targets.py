@@ -195,7 +195,9 @@ class _Writer:
         contexts = [c for c in _CONTEXTS if c <= text.max_positions] or [text.max_positions]
         for index, layers in enumerate(self.parts):
             for context in contexts:
-                for tokens in _TOKENS:
+                # Qualcomm's compiler fills all memory over bytes of a single token; one that is
+                # alone takes the graph of many.
+                for tokens in _TOKENS[:1] if variant.by_bytes else _TOKENS:
                     ops = NpuOps(f"decoder_{index}", *given)
                     hidden, rotation = pass_inputs(ops, text, tokens, context + tokens)
                     for layer in layers:

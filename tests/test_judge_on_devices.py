@@ -43,7 +43,6 @@ DEVICES = {"cpu": rd.CPU, "gpu": rd.GPU, "npu": rd.NPU}
 PARITY = {"float32.plain": 1e-3, "a16w8": 3e-2, "a16w4": 1e-1, "a8w8": 2e-1}
 BAND = 2e-2  # on probabilities, of any mix from the CPU's
 WRITING = 1e-1  # on logits of all tokens, which reach 20; the CPU writes with bytes
-GATE_STRIPS = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -325,27 +324,41 @@ def asking(bundle: Bundle, conditions: Sequence[str]) -> Policy:
     return Policy("gate", "1", rules)
 
 
+@pytest.mark.parametrize(
+    ("tower", "decoder", "whole", "strips"),
+    [("gpu", "npu", 1, 8), ("npu", "gpu", 0, 5)],
+    ids=["gpu and npu", "npu and gpu"],
+)
 def test_decisions_are_those_of_the_checkpoint(
     nano: Bundle,
     engine: Engine,
     found: dict[str, Accelerator],
     tmp_path: Path,
+    tower: str,
+    decoder: str,
+    whole: int,
+    strips: int,
 ) -> None:
-    """The tower on the GPU and the decoder on the NPU, over pictures that no choice of the export
-    has seen: a whole one, and strips of others, which have five views instead of thirteen.
+    """Over pictures that no choice of the export has seen: a whole one, and strips of others, which
+    have five views instead of thirteen.
     """
     checkpoint = open_checkpoint(rd.NANO / "checkpoint")
     assert checkpoint.calibration_folder is not None
     gate = split_pictures(read_calibration(checkpoint.calibration_folder)).gate
-    pictures = [gate[0].rgb, *(one.rgb[64:128] for one in gate[1 : GATE_STRIPS + 1])]
+    pictures = [one.rgb for one in gate[:whole]]
+    pictures += [one.rgb[64:128] for one in gate[whole : whole + strips]]
     assert all(set(one.conditions) == set(gate[0].conditions) for one in gate)
     exact = Bundle.open(export(checkpoint, tmp_path / "exact", "exact"), unsealed=True)
-    engine.trace, engine.fleet = Trace(), rd.fleet_of(nano, found, "vision=gpu,decoder=npu")
+    engine.trace, engine.fleet = (
+        Trace(),
+        rd.fleet_of(nano, found, f"vision={tower},decoder={decoder}"),
+    )
     policy = asking(nano, gate[0].conditions)
     wanted = Judge(exact, Engine.open(exact, threads=2)).screen(pictures, policy)
     tally = Tally()
     for index, verdict in enumerate(Judge(nano, engine).stream(pictures, policy)):
-        placement = {"vision": rd.GPU, "decoder.0": rd.NPU, "decoder.1": rd.NPU}
+        placement = {"vision": DEVICES[tower]}
+        placement |= {f"decoder.{part}": DEVICES[decoder] for part in (0, 1)}
         assert dict(verdict.placement) == {**placement, "verdict_head": rd.CPU}
         assert {note.code for note in verdict.notes} == {"device_simulated"}
         names: list[tuple[str, ...]] = [(rule.text,) for rule in verdict.rules]
