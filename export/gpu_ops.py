@@ -86,8 +86,9 @@ class FusedGpuOps(OnnxOps):
         mean = self._node("ReduceMean", [self.mul(small, small), self._constant([-1])])
         floor = self._node("Div", [self._number(eps**0.5), peak])
         root = self._node("Sqrt", [self.add(mean, self.mul(floor, floor))])
-        # Where a large token's values are all the same, both squares vanish in 16 bits.
-        return self._node("Div", [small, self._node("Max", [root, self._number(_LEAST_ROOT)])])
+        # Where a large token's values are all the same, both squares vanish in 16 bits. Clipped:
+        # the larger of two half floats is nothing that WebGPU has a kernel for.
+        return self._node("Div", [small, self._node("Clip", [root, self._number(_LEAST_ROOT)])])
 
     def activation(self, x: str, kind: str) -> str:
         # x times the sigmoid of x: every provider has these two.

@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike
 
-from edgejudge.runtime.provider import BUILT_IN
+from edgejudge.runtime.provider import BUILT_IN, PLUGINS
 from edgejudge.runtime.session import CPU, first_line
 from edgejudge.runtime.settings import processor
 
@@ -82,7 +82,7 @@ _KNOWN = (
         _WEBGPU,
         "gpu",
         ("float32", "float16", "int4 weights"),
-        "onnxruntime_ep_webgpu",
+        PLUGINS[_WEBGPU],
         "gpu",
     ),
     _Known(
@@ -92,12 +92,12 @@ _KNOWN = (
         elsewhere="it is in the wheel onnxruntime-gpu alone, which takes this one's place",
         install="pip uninstall {base} && pip install 'onnxruntime-gpu[cuda,cudnn]'",
     ),
-    _Known(_QNN, "npu", ("int8", "int16 with int8 or int4 weights"), "onnxruntime_qnn", "npu"),
+    _Known(_QNN, "npu", ("int8", "int16 with int8 or int4 weights"), PLUGINS[_QNN], "npu"),
     _Known(
         _OPENVINO,
         "npu",
         ("float32", "float16", "int8"),
-        "onnxruntime_ep_openvino",
+        PLUGINS[_OPENVINO],
         "openvino",
     ),
     _Known(
