@@ -13,6 +13,7 @@ from edgejudge.errors import ExportError
 from edgejudge.export.chat_template import check_chat_template
 from edgejudge.export.random_weights import RandomWeights
 from edgejudge.export.weights import CheckpointWeights, Source
+from edgejudge.models.concepts import pattern_problem
 from edgejudge.models.families import family_for
 from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig, read_json
@@ -39,13 +40,16 @@ class CardPolicy:
 
 @dataclass(frozen=True, slots=True)
 class JudgeCard:
-    """judge.json: how a checkpoint wants to be asked, and what it claims to know."""
+    """judge.json: how a checkpoint wants to be asked, and what it claims to know. `patterns` alone
+    may be left out.
+    """
 
     schema_version: int
     name: str
     question_template: str
     labels: dict[str, tuple[str, ...]]
     concepts: tuple[ConceptRecord, ...]
+    patterns: tuple[str, ...]
     policies: tuple[CardPolicy, ...]
     band: float
     calibration_set: str | None
@@ -183,19 +187,27 @@ def _read_card(folder: Path, template: str) -> JudgeCard:
             question_template=template,
             labels={"yes": ("Yes", " Yes", "yes", " yes"), "no": ("No", " No", "no", " no")},
             concepts=(),
+            patterns=(),
             policies=(),
             band=0.05,
             calibration_set=None,
         )
-    card = from_json(JudgeCard, read_json(file), str(file), ExportError)
+    value = {"patterns": [], **read_json(file)}
+    card = from_json(JudgeCard, value, str(file), ExportError)
     if card.schema_version != _CARD_VERSION:
         raise ExportError(f"{file}: schema_version is {card.schema_version}, not {_CARD_VERSION}")
     if "{condition}" not in card.question_template:
         raise ExportError(f"{file}: 'question_template' must contain {{condition}}")
-    if set(card.labels) != {"yes", "no"}:
-        raise ExportError(f"{file}: 'labels' must be 'yes' and 'no', got {list(card.labels)}")
+    if not {"yes", "no"} <= set(card.labels):
+        raise ExportError(
+            f"{file}: 'labels' must be 'yes' and 'no', and may be others beside them, "
+            f"got {list(card.labels)}"
+        )
     if not 0 <= card.band < 0.5:
         raise ExportError(f"{file}: 'band' is {card.band}, expected 0 to 0.5")
+    for pattern in card.patterns:
+        if problem := pattern_problem(pattern):
+            raise ExportError(f"{file}: pattern {pattern!r} {problem}")
     for policy in card.policies:
         for rule, threshold in policy.thresholds.items():
             if not 0 < threshold < 1:

@@ -88,22 +88,39 @@ class Prompts:
         text = [np.broadcast_to(p, (3, len(p))) for p in ends]
         return np.concatenate([text[0], image, text[1]], axis=1)
 
-    def branch_ids(self, condition: str) -> list[int]:
-        """One question's tokens behind a prefix, up to where the answer token is read."""
-        return self.request_ids(self.question(condition))
+    def branch_ids(self, condition: str, template: str | None = None) -> list[int]:
+        """One question's tokens behind a prefix, up to where the answer token is read. A `template`
+        with {condition} goes before the bundle's.
+        """
+        return self.request_ids(self.question(condition, template))
 
     def request_ids(self, text: str) -> list[int]:
         """A free request's tokens behind a prefix, up to where the answer begins."""
         return [*self._encode(text), *self.record.tail]
 
-    def blind_ids(self, condition: str) -> list[int]:
-        """The whole prompt of the same question without any image."""
-        text = self.record.blind_text + self.question(condition)
-        return [*self.record.blind_head, *self._encode(text), *self.record.tail]
+    def next_ids(self, text: str) -> list[int]:
+        """A further request's tokens behind an answer, up to where the next answer begins."""
+        record = self.record
+        return [*record.next_turn, *self._encode(record.next_text + text), *record.tail]
 
-    def question(self, condition: str) -> str:
+    def blind_ids(self, condition: str, template: str | None = None) -> list[int]:
+        """The whole prompt of the same question without any image."""
+        return self.blind_request_ids(self.question(condition, template))
+
+    def blind_request_ids(self, text: str) -> list[int]:
+        """The whole prompt of a free request without any image."""
+        record = self.record
+        return [*record.blind_head, *self._encode(record.blind_text + text), *record.tail]
+
+    def question(self, condition: str, template: str | None = None) -> str:
+        if template is None:
+            template = self.record.question_template
         # Not str.format: a condition with braces is text.
-        return self.record.question_template.replace("{condition}", condition)
+        return template.replace("{condition}", condition)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._opened()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""

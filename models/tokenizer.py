@@ -12,7 +12,7 @@ from edgejudge.bundle import TokensRecord
 from edgejudge.errors import ExportError
 from edgejudge.models.hf_config import HfConfig
 
-__all__ = ["Tokenizer", "VerdictLabels", "label_ids", "special_tokens"]
+__all__ = ["Tokenizer", "VerdictLabels", "ids_after", "label_ids", "special_tokens"]
 
 
 class Tokenizer:
@@ -73,6 +73,12 @@ class VerdictLabels(NamedTuple):
     token_ids: tuple[int, ...]  # row -> token id
 
 
+def ids_after(tokenizer: Tokenizer, lead_in: str, text: str) -> list[int]:
+    """The ids that `text` has behind `lead_in`; none where the tokenizer joins the two."""
+    start, ids = tokenizer.encode(lead_in), tokenizer.encode(lead_in + text)
+    return ids[len(start) :] if ids[: len(start)] == start else []
+
+
 def label_ids(
     tokenizer: Tokenizer, lead_in: str, variants: dict[str, tuple[str, ...]]
 ) -> VerdictLabels:
@@ -81,19 +87,18 @@ def label_ids(
     A variant that the tokenizer joins with the lead-in, or cuts in several tokens, is dropped: it
     is not one next token. A label left without any is an error.
     """
-    start = tokenizer.encode(lead_in)
     token_ids: list[int] = []
     labels: dict[str, tuple[int, ...]] = {}
     for label, texts in variants.items():
         rows = []
         for text in texts:
-            ids = tokenizer.encode(lead_in + text)
-            if len(ids) != len(start) + 1 or ids[:-1] != start:
+            ids = ids_after(tokenizer, lead_in, text)
+            if len(ids) != 1:
                 continue
-            if ids[-1] not in token_ids:
-                token_ids.append(ids[-1])
+            if ids[0] not in token_ids:
+                token_ids.append(ids[0])
                 rows.append(len(token_ids) - 1)
-            elif token_ids.index(ids[-1]) not in rows:
+            elif token_ids.index(ids[0]) not in rows:
                 raise ExportError(
                     f"label {label!r}: {text!r} is the token of another label; "
                     "labels must differ in their first token"

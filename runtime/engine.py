@@ -258,9 +258,9 @@ class Engine:
         return cosines
 
     def ends(
-        self, prefix: Prefix, branches: Sequence[Sequence[int]], packed: bool = True
+        self, prefix: Prefix | None, branches: Sequence[Sequence[int]], packed: bool = True
     ) -> NDArray[np.float32]:
-        """Hidden states [B, D] before the final norm, at the end of each branch."""
+        """Hidden states [B, D] before the final norm, at each branch's end; None: whole prompts."""
         _, position = self._rewind(prefix)
         return self._ends(branches, position, packed)
 

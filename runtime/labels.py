@@ -27,10 +27,8 @@ def yes_probabilities(
             "check the bundle with `edgejudge screen --verify`, or export it again"
         )
     wide = logits.astype(np.float64)
-    mass = {
-        label: np.logaddexp.reduce(wide[:, list(rows)], axis=1) for label, rows in labels.items()
-    }
-    out: NDArray[np.float64] = 1.0 / (1.0 + np.exp(mass["no"] - mass["yes"]))
+    yes, no = (np.logaddexp.reduce(wide[:, list(labels[name])], axis=1) for name in ("yes", "no"))
+    out: NDArray[np.float64] = 1.0 / (1.0 + np.exp(no - yes))
     return out
 
 
