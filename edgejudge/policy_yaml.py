@@ -1,142 +1,53 @@
-"""Reads policy YAML node by node, so that every error names the file, the line and the key.
+"""Reads policy YAML: which keys there are, what they may hold, and which go together.
 
-Takes YAML text; gives a `Policy` or a `PolicyError`. Knows the schema and nothing else. Works on
-YAML's node tree instead of plain dicts because those have lost line numbers and duplicate keys.
+Takes YAML text; gives a `Policy` or a `PolicyError` that names the file, the line and the key.
+Knows the schema and nothing else.
 """
 
-import math
-from collections.abc import Iterator
+from typing import get_args
 
 import yaml
 
+from edgejudge.clue_settings import ClueSettings
 from edgejudge.errors import PolicyError
+from edgejudge.moderation_keys import OPENAI, OPENAI_KEYS
 from edgejudge.policy import (
-    _NAME,
+    MAX_BODY_CHARS,
     MAX_POLICY_BYTES,
     MAX_QUESTIONS,
     MAX_RULES,
-    MAX_TEXT_CHARS,
+    Answer,
+    Bodies,
+    Method,
     Policy,
     Rule,
     source_sha256,
 )
+from edgejudge.policy_nodes import Reader, compose
 
 __all__ = ["parse_policy"]
 
 _POLICY_KEYS = ("name", "version", "rules")
-_RULE_KEYS = ("id", "text", "category", "conditions")
-_RULE_OPTIONAL_KEYS = ("threshold", "near_misses")
-_KINDS = {
-    "tag:yaml.org,2002:str": "text",
-    "tag:yaml.org,2002:bool": "a yes/no value",
-    "tag:yaml.org,2002:int": "a number",
-    "tag:yaml.org,2002:float": "a number",
-    "tag:yaml.org,2002:null": "nothing",
-    "tag:yaml.org,2002:timestamp": "a date",
-    "tag:yaml.org,2002:map": "a mapping",
-    "tag:yaml.org,2002:seq": "a list",
+_POLICY_OPTIONAL_KEYS = ("question", "method", "clue", "answer")
+# By how the policy is answered: needed keys of a rule, and optional ones.
+_RULE_KEYS: dict[Answer, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "questions": (
+        ("id", "text", "category", "conditions"),
+        ("threshold", "near_misses", "code", "objects", "maps_to"),
+    ),
+    "json": (("id", "text", "category", "code", "bodies"), ("near_misses", "maps_to")),
+    "codes": (("id", "text", "category", "code"), ("near_misses", "maps_to")),
 }
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe composition without aliases: a few of them can stand for millions of nodes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(
-                problem="anchors and aliases are not supported: write the text out",
-                problem_mark=event.start_mark,
-            )
-        return super().compose_node(parent, index)
-
-
-class _Reader:
-    """Typed access to nodes; `where` is the dotted key, as in rules[2].conditions[0]."""
-
-    def __init__(self, source_name: str) -> None:
-        self.source_name = source_name
-
-    def fail(self, node: yaml.Node, where: str, problem: str) -> PolicyError:
-        line = node.start_mark.line + 1
-        place = f"{where}: " if where else ""
-        return PolicyError(f"{self.source_name}, line {line}: {place}{problem}")
-
-    def mapping(
-        self, node: yaml.Node, where: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
-    ) -> dict[str, yaml.Node]:
-        if not isinstance(node, yaml.MappingNode):
-            raise self.fail(node, where, f"expected a mapping, got {_kind(node)}")
-        prefix = f"{where}." if where else ""
-        found: dict[str, yaml.Node] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value)
-            if key not in required + optional:
-                keys = ", ".join(required + optional)
-                raise self.fail(key_node, prefix + key, f"unknown key; the keys here are {keys}")
-            if key in found:
-                raise self.fail(key_node, prefix + key, "given twice; keep one")
-            found[key] = value_node
-        for key in required:
-            if key not in found:
-                raise self.fail(node, prefix + key, "missing; add it")
-        return found
-
-    def items(
-        self, node: yaml.Node, where: str, limit: int, empty_ok: bool = False
-    ) -> Iterator[tuple[yaml.Node, str]]:
-        if not isinstance(node, yaml.SequenceNode):
-            raise self.fail(node, where, f"expected a list, got {_kind(node)}")
-        if not node.value and not empty_ok:
-            raise self.fail(node, where, "the list is empty; it needs at least one entry")
-        if len(node.value) > limit:
-            raise self.fail(node, where, f"{len(node.value)} entries; at most {limit} are allowed")
-        for index, item in enumerate(node.value):
-            yield item, f"{where}[{index}]"
-
-    def text(self, node: yaml.Node, where: str) -> str:
-        if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
-            hint = "; put it in quotes" if isinstance(node, yaml.ScalarNode) else ""
-            raise self.fail(node, where, f"expected text, got {_kind(node)}{hint}")
-        value = " ".join(str(node.value).split())
-        if not value:
-            raise self.fail(node, where, "the text is empty")
-        if len(value) > MAX_TEXT_CHARS:
-            raise self.fail(
-                node, where, f"{len(value)} characters; at most {MAX_TEXT_CHARS} are allowed"
-            )
-        if not value.isprintable():
-            raise self.fail(node, where, "contains characters that cannot be printed; remove them")
-        return value
-
-    def name(self, node: yaml.Node, where: str) -> str:
-        value = self.text(node, where)
-        if not _NAME.fullmatch(value):
-            raise self.fail(
-                node, where, f"'{value}' is no name; use letters, digits, '_', '-' and '.' (max 64)"
-            )
-        return value
-
-    def version(self, node: yaml.Node, where: str) -> str:
-        # Kept as written, so that 1.10 does not become 1.1.
-        number_or_text = ("text", "a number", "a date")
-        if not isinstance(node, yaml.ScalarNode) or _kind(node) not in number_or_text:
-            raise self.fail(node, where, f"expected a number or text, got {_kind(node)}")
-        value = str(node.value).strip()
-        if not value or len(value) > 64 or not value.isprintable():
-            raise self.fail(node, where, "expected 1 to 64 printable characters")
-        return value
-
-    def threshold(self, node: yaml.Node, where: str) -> float:
-        try:
-            value = float(node.value) if _kind(node) == "a number" else math.nan
-        except ValueError:  # YAML's 0x10 and 1_000 are numbers to YAML only
-            value = math.nan
-        if not 0.0 < value < 1.0:
-            raise self.fail(
-                node, where, f"expected a number between 0 and 1, both excluded, got {_shown(node)}"
-            )
-        return value
+_BODIES = ("default", "allowed", "sensitive")
+_CLUE_RANGES = {
+    "reject": (-1.0, 0.0),
+    "accept": (0.0, 1.0),
+    "region": (0.0, 1.0),
+    "relevance": (-1.0, 1.0),
+    "region_confidence": (0.0, 1.0),
+    "small_region": (0.0, 1.0),
+}
+_CLUE_KEYS = (*_CLUE_RANGES, "reasoning", "turns")
 
 
 def parse_policy(source: str | bytes, source_name: str) -> Policy:
@@ -149,53 +60,122 @@ def parse_policy(source: str | bytes, source_name: str) -> Policy:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise PolicyError(f"{source_name}, line {line}: not UTF-8; save it as UTF-8") from error
-    reader = _Reader(source_name)
-    root = _compose(text, source_name)
-    fields = reader.mapping(root, "", _POLICY_KEYS)
+    reader = Reader(source_name)
+    root = compose(text, source_name, _POLICY_KEYS)
+    fields = reader.mapping(root, "", _POLICY_KEYS, _POLICY_OPTIONAL_KEYS)
     name = reader.name(fields["name"], "name")
     version = reader.version(fields["version"], "version")
+    answer: Answer = "questions"
+    if "answer" in fields:
+        answer = reader.choice(fields["answer"], "answer", get_args(Answer))
+    if answer != "questions":
+        for key in ("question", "method", "clue"):
+            if key in fields:
+                raise reader.fail(
+                    fields[key], key, f"goes with answer: questions, not with {answer}; remove it"
+                )
+    method, clue = _parse_method(reader, fields)
+    return Policy(
+        name,
+        version,
+        _parse_rules(reader, fields["rules"], answer),
+        source_sha256(data),
+        question=_parse_question(reader, fields["question"]) if "question" in fields else None,
+        method=method,
+        clue=clue,
+        answer=answer,
+    )
+
+
+def _parse_question(reader: Reader, node: yaml.Node) -> str:
+    question = reader.text(node, "question")
+    if question.count("{condition}") != 1:
+        raise reader.fail(
+            node, "question", "needs {condition} once, where a condition is to be put in"
+        )
+    return question
+
+
+def _parse_method(
+    reader: Reader, fields: dict[str, yaml.Node]
+) -> tuple[Method, ClueSettings | None]:
+    method: Method = "thresholds"
+    if "method" in fields:
+        method = reader.choice(fields["method"], "method", get_args(Method))
+    if method == "thresholds":
+        if "clue" in fields:
+            raise reader.fail(fields["clue"], "clue", "read by method: clue alone; add that")
+        return method, None
+    if "clue" not in fields:
+        return method, ClueSettings()
+    found = reader.mapping(fields["clue"], "clue", (), _CLUE_KEYS)
+    numbers = {
+        key: reader.number(found[key], f"clue.{key}", low, high)
+        for key, (low, high) in _CLUE_RANGES.items()
+        if key in found
+    }
+    reasoning, turns = True, 2
+    if "reasoning" in found:
+        reasoning = reader.yes_no(found["reasoning"], "clue.reasoning")
+    if "turns" in found:
+        value = reader.number(found["turns"], "clue.turns", 1, 2)
+        if value not in (1, 2):
+            raise reader.fail(found["turns"], "clue.turns", "expected 1 or 2")
+        turns = int(value)
+    return method, ClueSettings(**numbers, reasoning=reasoning, turns=turns)
+
+
+def _parse_rules(reader: Reader, rules_node: yaml.Node, answer: Answer) -> tuple[Rule, ...]:
     rules: list[Rule] = []
-    seen_lines: dict[str, int] = {}
+    ids: dict[str, int] = {}
+    codes: dict[str, int] = {}
     question_count = 0
-    for node, where in reader.items(fields["rules"], "rules", MAX_RULES):
-        rule = _parse_rule(reader, node, where)
-        if rule.id in seen_lines:
-            first = seen_lines[rule.id]
-            raise reader.fail(node, f"{where}.id", f"'{rule.id}' is taken by line {first}")
-        seen_lines[rule.id] = node.start_mark.line + 1
+    for node, where in reader.items(rules_node, "rules", MAX_RULES):
+        rule = _parse_rule(reader, node, where, answer)
+        line = node.start_mark.line + 1
+        for key, value, taken in (("id", rule.id, ids), ("code", rule.code, codes)):
+            if value is None:
+                continue
+            if value in taken:
+                raise reader.fail(
+                    node, f"{where}.{key}", f"'{value}' is taken by line {taken[value]}"
+                )
+            taken[value] = line
         question_count += sum(len(alternatives) for alternatives in rule.conditions)
         if question_count > MAX_QUESTIONS:
             raise reader.fail(node, where, f"more than {MAX_QUESTIONS} conditions in one policy")
         rules.append(rule)
-    return Policy(name, version, tuple(rules), source_sha256(data))
+    return tuple(rules)
 
 
-def _compose(text: str, source_name: str) -> yaml.Node:
-    loader: _Loader | None = None
-    try:
-        loader = _Loader(text)
-        root = loader.get_single_node()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = error.problem or error.context or "malformed"
-        raise PolicyError(f"{source_name}{line}: not valid YAML: {problem}") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise PolicyError(f"{source_name}: not valid YAML: {reason}") from error
-    except RecursionError as error:
-        raise PolicyError(f"{source_name}: nested too deeply; a policy has four levels") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
-    if root is None:
-        keys = ", ".join(_POLICY_KEYS)
-        raise PolicyError(f"{source_name}, line 1: the file is empty; a policy has {keys}")
-    return root
+def _parse_rule(reader: Reader, node: yaml.Node, where: str, answer: Answer) -> Rule:
+    fields = reader.mapping(node, where, *_RULE_KEYS[answer])
+
+    def texts(key: str) -> tuple[str, ...]:
+        return reader.texts(fields[key], f"{where}.{key}", MAX_QUESTIONS) if key in fields else ()
+
+    threshold = None
+    if "threshold" in fields:
+        threshold = reader.threshold(fields["threshold"], f"{where}.threshold")
+    return Rule(
+        id=reader.name(fields["id"], f"{where}.id"),
+        text=reader.text(fields["text"], f"{where}.text"),
+        category=reader.text(fields["category"], f"{where}.category"),
+        conditions=_parse_conditions(reader, fields, where),
+        threshold=threshold,
+        near_misses=texts("near_misses"),
+        code=reader.name(fields["code"], f"{where}.code") if "code" in fields else None,
+        objects=texts("objects"),
+        bodies=_parse_bodies(reader, fields, where),
+        maps_to=_parse_maps_to(reader, fields, where),
+    )
 
 
-def _parse_rule(reader: _Reader, node: yaml.Node, where: str) -> Rule:
-    fields = reader.mapping(node, where, _RULE_KEYS, _RULE_OPTIONAL_KEYS)
+def _parse_conditions(
+    reader: Reader, fields: dict[str, yaml.Node], where: str
+) -> tuple[tuple[str, ...], ...]:
+    if "conditions" not in fields:  # a rule of a policy that is judged as a whole
+        return ()
     conditions: list[tuple[str, ...]] = []
     for item, place in reader.items(fields["conditions"], f"{where}.conditions", MAX_QUESTIONS):
         if isinstance(item, yaml.SequenceNode):
@@ -203,26 +183,29 @@ def _parse_rule(reader: _Reader, node: yaml.Node, where: str) -> Rule:
             conditions.append(tuple(reader.text(entry, spot) for entry, spot in alternatives))
         else:
             conditions.append((reader.text(item, place),))
-    threshold = None
-    if "threshold" in fields:
-        threshold = reader.threshold(fields["threshold"], f"{where}.threshold")
-    near_misses: tuple[str, ...] = ()
-    if "near_misses" in fields:
-        entries = reader.items(fields["near_misses"], f"{where}.near_misses", MAX_QUESTIONS, True)
-        near_misses = tuple(reader.text(entry, spot) for entry, spot in entries)
-    return Rule(
-        id=reader.name(fields["id"], f"{where}.id"),
-        text=reader.text(fields["text"], f"{where}.text"),
-        category=reader.text(fields["category"], f"{where}.category"),
-        conditions=tuple(conditions),
-        threshold=threshold,
-        near_misses=near_misses,
+    return tuple(conditions)
+
+
+def _parse_bodies(reader: Reader, fields: dict[str, yaml.Node], where: str) -> Bodies | None:
+    if "bodies" not in fields:
+        return None
+    found = reader.mapping(fields["bodies"], f"{where}.bodies", _BODIES)
+    return Bodies(
+        *(reader.text(found[key], f"{where}.bodies.{key}", MAX_BODY_CHARS) for key in _BODIES)
     )
 
 
-def _kind(node: yaml.Node) -> str:
-    return _KINDS.get(node.tag, f"a value tagged {node.tag}")
-
-
-def _shown(node: yaml.Node) -> str:
-    return f"'{node.value}'" if isinstance(node, yaml.ScalarNode) else _kind(node)
+def _parse_maps_to(reader: Reader, fields: dict[str, yaml.Node], where: str) -> tuple[str, ...]:
+    if "maps_to" not in fields:
+        return ()
+    keys = []
+    for node, spot in reader.items(fields["maps_to"], f"{where}.maps_to", MAX_QUESTIONS, True):
+        key = reader.text(node, spot)
+        taxonomy, colon, name = key.partition(":")
+        if not (taxonomy and colon and name):
+            raise reader.fail(node, spot, f"'{key}' is no TAXONOMY:KEY, like openai:violence")
+        if taxonomy == OPENAI and name not in OPENAI_KEYS:
+            known = ", ".join(OPENAI_KEYS)
+            raise reader.fail(node, spot, f"'{name}' is none of OpenAI's keys: {known}")
+        keys.append(key)
+    return tuple(keys)
