@@ -52,6 +52,10 @@ def _asked(verdict: "Verdict") -> tuple[list[tuple[str, str]], list[float], list
     for rule in verdict.rules:
         for condition in rule.conditions:
             for question in condition.alternatives:
+                if rule.threshold is None or question.probability is None:
+                    raise InputError(
+                        "policy", "agreement is counted over thresholds; give a policy without clue"
+                    )
                 names.append((rule.id, question.text))
                 thresholds.append(rule.threshold)
                 answers.append(question.probability)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle
-from edgejudge.errors import EdgeJudgeError
+from edgejudge.cases import Cases
+from edgejudge.errors import EdgeJudgeError, InputError
 from edgejudge.images import ImageInput, Limits
 from edgejudge.judging import Answerer, Judging, Prepared, failing
 from edgejudge.models.image import preprocess
@@ -21,6 +22,8 @@ from edgejudge.turns import Stop, Turns
 from edgejudge.verdict import RuleVerdict, Verdict
 
 __all__ = ["BatchScorer", "Batches"]
+
+_NO_TEXT = "reasoning needs the whole decoder in memory; load the judge without a memory budget"
 
 
 @runtime_checkable
@@ -45,15 +48,21 @@ class Batches(Judging):
         made = [Prepared(self._engine.new_trace()) for _ in images]
         rules: list[tuple[RuleVerdict, ...]] = [() for _ in images]
         together = Prepared(self._engine.new_trace())
-        with failing(together), self._turn(together.trace, stop, turns):
-            answers = self._engine.ask(self._requests(made, images, plan, stop))
+        with failing(together):
+            priors = self._plan_priors(plan, stop, turns)
+            with self._turn(together.trace, stop, turns):
+                answers = self._engine.ask(self._requests(made, images, plan, stop))
             asked = [index for index, one in enumerate(made) if one.failure is None]
             for index, answer in zip(asked, answers, strict=True):
                 one = made[index]
                 with failing(one):
                     if isinstance(answer, EdgeJudgeError):
                         raise answer
-                    rules[index] = self._rules(answer, plan, one.trace)
+                    one.prefixes = 1
+                    one.use("tokens")
+                    cases = Cases.of(plan, priors, lambda *_: ((), False))
+                    cases.answer(self._probabilities(answer, range(len(plan.branches))))
+                    rules[index] = self._decided(one, cases, _NO_TEXT)
         for one in made:
             one.failure = one.failure or together.failure
         return [self._verdict(one, plan, found) for one, found in zip(made, rules, strict=True)]
@@ -67,6 +76,12 @@ class Batches(Judging):
         for one, image in zip(made, images, strict=True):
             with failing(one):
                 rgb = self._read(one, image)
+                if plan.whole is not None:
+                    raise InputError(
+                        "memory_budget",
+                        f"policy '{plan.policy}' is judged as a whole, which needs the whole "
+                        "decoder in memory; load the judge without a memory budget",
+                    )
                 with one.trace.span("preprocess"):
                     seen = preprocess(rgb, self._image_spec)
                 stop.check()

@@ -85,7 +85,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         action="append",
         dest="policies",
         metavar="NAME|FILE",
-        help="compile this policy in; may be repeated (default: every built-in one)",
+        help="compile this policy in; may be repeated (default: stickers)",
     )
     parser.add_argument(
         "--accept-flips",
@@ -125,9 +125,9 @@ def run(args: argparse.Namespace) -> int:
     import tempfile
 
     from edgejudge.fidelity import export_bundle, exporting_tools
-    from edgejudge.policy import builtin_names, load_policy
+    from edgejudge.policy import COMPILED, load_policy
 
-    policies = [load_policy(p).record() for p in args.policies or builtin_names()]
+    policies = [load_policy(p).record() for p in args.policies or COMPILED]
     with tempfile.TemporaryDirectory() as scratch, _shown() as progress:
         checkpoint = args.checkpoint
         if args.preset:

@@ -62,6 +62,7 @@ class Spoken:
         said = {
             manifest.label_rows[row]: label == "yes"
             for label, rows in manifest.labels.items()
+            if label in ("yes", "no")  # others answer other questions
             for row in rows
         }
         tokens = engine.full_logits(ends).argmax(1).tolist()

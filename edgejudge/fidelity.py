@@ -115,7 +115,7 @@ class _Truth(NamedTuple):
 
     ends: NDArray[np.float64]  # hidden states [B, D]
     probabilities: NDArray[np.float64]  # [B]
-    masses: NDArray[np.float64]  # [B], of the label rows in the full head
+    masses: NDArray[np.float64]  # [B], of yes and no in the full head
 
 
 class _Gate:
@@ -244,7 +244,8 @@ class _Gate:
         for ends in reference.ends(asked_of(self._checkpoint, pictures)):
             full = reference.logits(ends).double().numpy()  # [B, vocab]
             rows = full[:, list(labels.token_ids)]
-            mass = np.exp(np.logaddexp.reduce(rows, 1) - np.logaddexp.reduce(full, 1))
+            answers = [*labels.labels["yes"], *labels.labels["no"]]
+            mass = np.exp(np.logaddexp.reduce(rows[:, answers], 1) - np.logaddexp.reduce(full, 1))
             probabilities = yes_probability(rows, labels.labels)
             truths.append(_Truth(ends.double().numpy(), probabilities, mass))
         return truths

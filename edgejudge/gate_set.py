@@ -50,7 +50,7 @@ def gate_set(checkpoint: "Checkpoint", manifest: Manifest) -> GateSet:
         split = split_pictures(read_calibration(folder))
         names = known_names(manifest.concepts)
         gate, selection = (
-            [p for p in (_known(picture, names) for picture in some) if p.conditions]
+            [p for p in (_known(one, names, manifest.patterns) for one in some) if p.conditions]
             for some in (split.gate, split.selection)
         )
         if not gate:
@@ -69,10 +69,12 @@ def gate_set(checkpoint: "Checkpoint", manifest: Manifest) -> GateSet:
     return GateSet(_SYNTHETIC, gate, selection, 0)
 
 
-def _known(picture: "CalibrationPicture", names: frozenset[str] | None) -> "CalibrationPicture":
+def _known(
+    picture: "CalibrationPicture", names: frozenset[str] | None, patterns: tuple[str, ...]
+) -> "CalibrationPicture":
     """Asked about what the judge claims to know alone, which is all where it lists nothing."""
     return replace(
-        picture, conditions=tuple(text for text in picture.conditions if knows(names, text))
+        picture, conditions=tuple(t for t in picture.conditions if knows(names, t, patterns))
     )
 
 

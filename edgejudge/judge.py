@@ -6,32 +6,35 @@ one is decoded and encoded meanwhile. Knows no graph, provider or file format.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Literal, Self, overload
 
 from edgejudge.ahead import one_ahead
 from edgejudge.array_store import ArrayStore
 from edgejudge.batches import Batches, BatchScorer
 from edgejudge.bundle import Bundle
+from edgejudge.calls import Calls
 from edgejudge.canaries import placed
 from edgejudge.errors import BundleError, InputError
 from edgejudge.goldens import check_canary
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits
 from edgejudge.models.prompt import Prompts
 from edgejudge.plan import Plan, make_plan
+from edgejudge.plan_options import calibrated, decided_by, gated, open_calibration, strictly
 from edgejudge.policy import Policy, builtin_bytes
 from edgejudge.prefix_cache import PrefixCache
+from edgejudge.regions import RegionProposer, Regions, regions_of
 from edgejudge.screening import OneAhead, Scorer, Screening
 from edgejudge.turns import Stop, Turns
 from edgejudge.verdict import Verdict
+from edgejudge.writing import WITHOUT_BUDGET, Writes
 
 if TYPE_CHECKING:
-    from edgejudge.runtime.json_text import JsonGrammar
-    from edgejudge.runtime.text import Written
+    from edgejudge.calibration import Calibration
 
 __all__ = ["Judge", "Scorer", "default_bundle"]
 
@@ -39,6 +42,7 @@ __all__ = ["Judge", "Scorer", "default_bundle"]
 PREFIX_CACHE_BYTES = 64 << 20
 WAITING = 64
 BATCH = 8
+PolicyLike = str | PathLike[str] | Policy | Plan
 
 
 def default_bundle() -> Path:
@@ -48,7 +52,7 @@ def default_bundle() -> Path:
     return Path(edgejudge.models.__file__).parent / "nano" / "bundle"
 
 
-class Judge:
+class Judge(Calls, Writes):
     """Safe to use from several threads: one at a time has the engine, first come, first served."""
 
     def __init__(
@@ -59,12 +63,14 @@ class Judge:
         prefix_cache: PrefixCache | None = None,
         waiting: int = WAITING,
         batch: int = BATCH,
+        proposer: RegionProposer | None = None,
+        calibration: "Calibration | None" = None,
     ) -> None:
         """`load` is the usual way in; give an engine of your own to run the graphs elsewhere."""
         if batch < 1:
             raise ValueError(f"a batch has at least 1 picture, got {batch}")
         self.bundle = bundle
-        self.engine = engine
+        self.engine: Scorer | BatchScorer = engine
         self.limits = limits
         self.prefix_cache = prefix_cache
         self.batch = batch
@@ -74,9 +80,9 @@ class Judge:
         if isinstance(engine, BatchScorer):
             self._way = Batches(bundle, engine, self._prompts, limits)
         else:
-            self._way = Screening(bundle, engine, self._prompts, limits, prefix_cache)
+            self._way = Screening(bundle, engine, self._prompts, limits, prefix_cache, proposer)
         self._builtin_plans: dict[str, Plan] = {}
-        self._grammar: JsonGrammar | None = None
+        self._calibration = calibration
 
     @classmethod
     def load(
@@ -97,6 +103,8 @@ class Judge:
         place: str | None = None,
         strict: bool = False,
         deadline: float | None = None,
+        proposer: RegionProposer | None = None,
+        calibration: "str | PathLike[str] | Calibration | None" = None,
     ) -> Self:
         """A judge from a bundle folder, or the one that ships with the package.
 
@@ -117,10 +125,15 @@ class Judge:
         does the work instead, and verdicts say so in a note. `strict` raises ProviderError for
         either when the judge is loaded, and for nodes that a provider leaves to the CPU.
 
+        A `calibration`, opened or the file of `edgejudge calibrate`, decides the rules that it was
+        fitted to; each policy is checked against it by `plan`. `proposer` finds the objects of
+        CLUE's conditions in pictures that are given without regions.
+
         Raises BundleError for a bundle that is missing, damaged, not the one that was pinned or too
         large for the budget, and for one with random weights unless `allow_random` says that its
         verdicts are not wanted; ProviderError where this machine does not give the label logits of
-        the bundle's canary, which is asked once for a bundle and a machine, or with `verify`.
+        the bundle's canary, which is asked once for a bundle and a machine, or with `verify`;
+        InputError for a calibration that is none, or of another bundle.
         """
         from edgejudge.runtime import Engine
 
@@ -131,6 +144,7 @@ class Judge:
                 f"{folder}: its weights are random, made to measure latency, so a verdict of it "
                 "would mean nothing; give a bundle of a real checkpoint, or --allow-random"
             )
+        fitted = None if calibration is None else open_calibration(calibration, bundle.fingerprint)
         if memory_budget is not None and place is not None:
             raise InputError(
                 "placement", "a memory budget is kept by the CPU alone; give it or place, not both"
@@ -143,7 +157,7 @@ class Judge:
                 most = min(limits.max_pixels, most_pixels(memory_budget))
                 limits = replace(limits, max_pixels=most)
                 check_canary(bundle, sliced, again=verify)
-                return cls(bundle, sliced, limits, None, waiting, batch)
+                return cls(bundle, sliced, limits, None, waiting, batch, None, fitted)
             prefix_cache_bytes = 0  # it might take what was left
         cache = None
         if prefix_cache_bytes or prefix_store is not None:
@@ -154,51 +168,68 @@ class Judge:
         check_canary(bundle, engine, again=verify)
         if place is not None:
             engine.fleet = placed(bundle, engine, place, deadline, strict, again=verify)
-        return cls(bundle, engine, limits, cache, waiting)
+        return cls(bundle, engine, limits, cache, waiting, BATCH, proposer, fitted)
 
     @overload
     def screen(
         self,
         image: ImageInput,
-        policy: str | PathLike[str] | Policy = "stickers",
+        policy: PolicyLike = "stickers",
         timeout: float | None = None,
+        *,
+        regions: Regions | None = None,
+        strictness: Mapping[str, str] | None = None,
     ) -> Verdict: ...
 
     @overload
     def screen(
         self,
         image: list[ImageInput] | tuple[ImageInput, ...],
-        policy: str | PathLike[str] | Policy = "stickers",
+        policy: PolicyLike = "stickers",
         timeout: float | None = None,
+        *,
+        regions: Regions | None = None,
+        strictness: Mapping[str, str] | None = None,
     ) -> list[Verdict]: ...
 
     def screen(
         self,
         image: ImageInput | list[ImageInput] | tuple[ImageInput, ...],
-        policy: str | PathLike[str] | Policy = "stickers",
+        policy: PolicyLike = "stickers",
         timeout: float | None = None,
+        *,
+        regions: Regions | None = None,
+        strictness: Mapping[str, str] | None = None,
     ) -> Verdict | list[Verdict]:
         """One verdict per picture, in order.
 
         A picture that cannot be judged, or not within `timeout` seconds, has `verdict` None and
         says why in `error`; it is never `safe`, and the others of a list are judged all the same.
+
+        `policy` may be a plan, as `plan` makes it, which can ask for another method or the
+        relevance gate; `strictness` is as in Policy.with_strictness. `regions` say where objects
+        are, for policies that CLUE decides: those of the one picture, or a mapping of paths, as
+        they are given, to those of each.
         """
+        plan = self.plan(policy, strictness=strictness)
         if isinstance(image, list | tuple):
-            return list(self.stream(image, policy, timeout))
-        return self._screen(image, self.plan(policy), Stop(timeout))
+            return list(self.stream(image, plan, timeout, regions=regions))
+        return self._screen(image, plan, Stop(timeout), regions)
 
     async def screen_async(
         self,
         image: ImageInput,
-        policy: str | PathLike[str] | Policy = "stickers",
+        policy: PolicyLike = "stickers",
         timeout: float | None = None,
+        *,
+        regions: Regions | None = None,
     ) -> Verdict:
         """As `screen` of one picture, beside an event loop; a cancelled task stops at its next
         step.
         """
         stop = Stop(timeout)
         try:
-            return await asyncio.to_thread(self._screen, image, self.plan(policy), stop)
+            return await asyncio.to_thread(self._screen, image, self.plan(policy), stop, regions)
         except asyncio.CancelledError:
             stop.cancel()
             raise
@@ -206,8 +237,10 @@ class Judge:
     def stream(
         self,
         images: Iterable[ImageInput],
-        policy: str | PathLike[str] | Policy = "stickers",
+        policy: PolicyLike = "stickers",
         timeout: float | None = None,
+        *,
+        regions: Regions | None = None,
     ) -> Iterator[Verdict]:
         """As `screen` of a list, one verdict at a time.
 
@@ -216,10 +249,17 @@ class Judge:
         """
         plan = self.plan(policy)
         Stop(timeout)  # a bad value is told now, not with the first picture
-        return self._stream(iter(images), plan, timeout)
+        if not (regions is None or isinstance(regions, Mapping)):
+            raise InputError("regions", "regions of several pictures are a mapping of their paths")
+        self._check_regions(regions, plan)
+        return self._stream(iter(images), plan, timeout, regions)
 
     def _stream(
-        self, images: Iterator[ImageInput], plan: Plan, timeout: float | None
+        self,
+        images: Iterator[ImageInput],
+        plan: Plan,
+        timeout: float | None,
+        regions: Regions | None,
     ) -> Iterator[Verdict]:
         if isinstance(self._way, Batches):
             while some := list(islice(images, self.batch)):
@@ -228,68 +268,28 @@ class Judge:
         screening = self._way
 
         def prepare(image: ImageInput) -> OneAhead:
-            return screening.prepare(image, Stop())
+            return screening.prepare(image, Stop(), plan, regions_of(image, regions))
 
         for prepared in one_ahead(images, prepare, screening.give_up):
             yield screening.finish(prepared, plan, Stop(timeout), self._turns)
 
-    def _screen(self, image: ImageInput, plan: Plan, stop: Stop) -> Verdict:
+    def _screen(
+        self, image: ImageInput, plan: Plan, stop: Stop, regions: Regions | None
+    ) -> Verdict:
+        self._check_regions(regions, plan)
         if isinstance(self._way, Batches):
             return self._way.judge([image], plan, stop, self._turns)[0]
-        return self._way.finish(self._way.prepare(image, stop), plan, stop, self._turns)
+        made = self._way.prepare(image, stop, plan, regions_of(image, regions))
+        return self._way.finish(made, plan, stop, self._turns)
 
-    def write(
-        self,
-        image: ImageInput | list[ImageInput] | tuple[ImageInput, ...],
-        request: str,
-        *,
-        schema: Mapping[str, Any] | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        timeout: float | None = None,
-    ) -> "Written":
-        """Text of the model about a picture, or several in one prompt; the LM head is loaded by
-        the first call.
-
-        With a JSON `schema` (needs `edgejudge[text]`) the text always parses: tokens are kept back
-        for its end. `temperature` 0 is greedy. Raises InputError for a picture, request or schema
-        that cannot be used, for a timeout, and with the code `too_many_images` for more than the
-        context holds.
-        """
-        from edgejudge.runtime.json_text import JsonGrammar
-        from edgejudge.runtime.text import Sampling, write
-
-        if isinstance(self._way, Batches) or isinstance(self.engine, BatchScorer):
+    def _check_regions(self, regions: Regions | None, plan: Plan) -> None:
+        if regions and plan.clue is None:
             raise InputError(
-                "memory_budget",
-                "text needs the whole decoder in memory; load the judge without a memory budget",
+                "regions", f"policy '{plan.policy}' is decided by thresholds; regions are for clue"
             )
-        if max_tokens < 1 or (schema is not None and stop):
-            raise ValueError("max_tokens must be at least 1, and a schema takes no stop strings")
-        sampling, until = Sampling(temperature, top_p, seed), Stop(timeout)
-        eos = self.bundle.manifest.tokens.eos
-        document = None
-        if schema is not None:
-            if self._grammar is None:
-                rows = self.bundle.manifest.embeddings.rows
-                self._grammar = JsonGrammar(self.bundle.file("tokenizer.json"), rows, eos)
-            document = self._grammar.text(schema, max_tokens)
-        images = image if isinstance(image, list | tuple) else [image]
-        if not images:
-            raise InputError("no_image", "no picture was given; give at least one")
-        made = []
-        for each in images:
-            made.append(self._way.prepare(each, until))
-            if failure := made[-1].failure:
-                raise InputError(failure.code, failure.message)
-        ids = self._prompts.request_ids(request)
-        with self._way.having(made, until, self._turns) as (prefix, *_):
-            decode = self._prompts.decode
-            return write(
-                self.engine, prefix, ids, decode, eos, max_tokens, sampling, stop, document
+        if regions and isinstance(self._way, Batches):
+            raise InputError(
+                "memory_budget", f"regions need the whole decoder in memory{WITHOUT_BUDGET}"
             )
 
     def revive_devices(self) -> None:
@@ -298,7 +298,7 @@ class Judge:
             self.engine.fleet.revive()
 
     def language_priors(
-        self, policy: str | PathLike[str] | Policy = "stickers", timeout: float | None = None
+        self, policy: PolicyLike = "stickers", timeout: float | None = None
     ) -> dict[str, float]:
         """Condition -> P(yes | no image): what the model says before it has seen anything.
 
@@ -308,13 +308,42 @@ class Judge:
         """
         plan = self.plan(policy)
         texts = [q.text for rule in plan.rules for either in rule.conditions for q in either]
-        return self._way.priors(texts, Stop(timeout), self._turns)
+        return self._way.priors(texts, Stop(timeout), self._turns, plan.question)
 
-    def plan(self, policy: str | PathLike[str] | Policy) -> Plan:
-        """The policy made ready for this bundle. Raises PolicyError for one that is malformed."""
-        if isinstance(policy, str) and policy in self._builtin_plans:
-            return self._builtin_plans[policy]
-        plan = make_plan(policy, self.bundle.manifest, self._prompts)
-        if isinstance(policy, str) and builtin_bytes(policy) is not None:
-            self._builtin_plans[policy] = plan
-        return plan
+    def plan(
+        self,
+        policy: PolicyLike,
+        *,
+        strictness: Mapping[str, str] | None = None,
+        method: Literal["clue", "thresholds"] | None = None,
+        reasoning: bool | None = None,
+        relevance_gate: bool = False,
+    ) -> Plan:
+        """The policy made ready for this bundle, for `screen` and `stream`.
+
+        `strictness` is as in Policy.with_strictness, and nothing is loaded again for it. `method`
+        and `reasoning` go before what the policy says; `relevance_gate` skips rules whose
+        text is not about the picture, where the bundle has an encoder for that. Raises PolicyError
+        for a policy that is malformed, and InputError for what does not go together.
+        """
+        policy = strictly(policy, strictness)
+        if isinstance(policy, Plan):
+            if policy.bundle != self.bundle.fingerprint:
+                raise InputError("plan", "the plan was made for another bundle; make it again")
+            plan = policy
+        elif isinstance(policy, str) and policy in self._builtin_plans:
+            plan = self._builtin_plans[policy]
+        else:
+            plan = make_plan(policy, self.bundle.manifest, self._prompts)
+            if self._calibration is not None:
+                plan = calibrated(plan, self._calibration)
+            if isinstance(policy, str) and builtin_bytes(policy) is not None:
+                self._builtin_plans[policy] = plan
+        plan = decided_by(plan, method, reasoning)
+        if not relevance_gate:
+            return plan
+        if isinstance(self._way, Batches):
+            raise InputError(
+                "memory_budget", f"the relevance gate is not for little memory{WITHOUT_BUDGET}"
+            )
+        return gated(plan, self.bundle.manifest)

@@ -7,7 +7,7 @@ Knows no graph, provider or file format.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike, fspath
 from typing import Any, Literal, Protocol
 
@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 
 from edgejudge.array_store import ArrayStore, key_of
 from edgejudge.bundle import Bundle
-from edgejudge.decision import decide_picture, decide_rule
+from edgejudge.cases import Cases, asked_blind
+from edgejudge.decision import decide_picture
 from edgejudge.errors import InputError, ProviderError
 from edgejudge.images import ImageInput, Limits, decode, read_bytes
 from edgejudge.models.image import image_spec
 from edgejudge.models.prompt import Prompts
 from edgejudge.plan import Plan
 from edgejudge.turns import Stop, Turns
-from edgejudge.verdict import AlternativeVerdict, InputFailure, Note, RuleVerdict, Table, Verdict
+from edgejudge.verdict import InputFailure, Note, RuleVerdict, Table, Verdict
 
-__all__ = ["Answerer", "Found", "Judging", "Prepared", "Spans", "failing"]
+__all__ = ["Answerer", "Found", "Judging", "Prepared", "Spans", "failing", "stages_ms"]
 
 Found = Literal["hit", "miss", "off"]
 
@@ -59,13 +60,20 @@ class Answerer(Protocol):
 
 @dataclass(slots=True)
 class Prepared:
-    """A picture on its way. `failure` is set where it ends here."""
+    """A picture on its way, and what was done with it. `failure` is set where it ends here."""
 
     trace: Spans
     path: str | None = None
     sha256: str | None = None
     notes: tuple[Note, ...] = ()
     failure: InputFailure | None = None
+    used: list[str] = field(default_factory=list)
+    prefixes: int = 0
+    reasoned: int = 0
+
+    def use(self, stage: str) -> None:
+        if stage not in self.used:
+            self.used.append(stage)
 
 
 class Judging:
@@ -87,8 +95,9 @@ class Judging:
         self._limits, self._store, self._identity = limits, store, list(identity)
         self._label_rows = bundle.manifest.label_rows
         self._image_spec = image_spec(bundle.manifest.preprocessing)
-        self._priors = {
-            condition.text: condition.language_prior
+        # By the policy's own question, where it has one, and the condition.
+        self._priors: dict[tuple[str | None, str], float] = {
+            (None, condition.text): condition.language_prior
             for policy in bundle.manifest.policies
             for rule in policy.rules
             for either in rule.conditions
@@ -130,40 +139,46 @@ class Judging:
             policy=plan.policy,
             policy_version=plan.version,
             policy_sha256=plan.sha256,
-            stages_ms=_stages_ms(made.trace),
+            stages_ms=stages_ms(made.trace),
             # Of this picture: another one may be encoded meanwhile.
             placement=Table({} if failed else made.trace.ran or self._engine.placement),
             prefix_cache=found,
             reused_tokens=reused,
+            calibration=plan.calibration,
+            method="thresholds" if plan.clue is None else "clue",
+            stages_used=tuple(made.used),
+            image_prefixes=made.prefixes,
+            reasoning_calls=made.reasoned,
         )
 
-    def _rules(
-        self, logits: NDArray[np.float32], plan: Plan, trace: Spans
-    ) -> tuple[RuleVerdict, ...]:
-        """Label logits [B, R] of the plan's branches -> its rules, decided."""
-        with trace.span("decide"):
-            probabilities = self._engine.label_probabilities(logits).tolist()  # [B]
-            return tuple(
-                decide_rule(
-                    rule.id,
-                    rule.text,
-                    rule.category,
-                    rule.threshold,
-                    plan.band,
-                    [
-                        [AlternativeVerdict(q.text, probabilities[q.branch], q.known) for q in each]
-                        for each in rule.conditions
-                    ],
-                )
-                for rule in plan.rules
-            )
+    def _plan_priors(self, plan: Plan, stop: Stop, turns: Turns) -> dict[str, float]:
+        """Those that the plan's rules are decided with."""
+        return self.priors(asked_blind(plan), stop, turns, plan.question)
 
-    def priors(self, texts: Sequence[str], stop: Stop, turns: Turns) -> dict[str, float]:
+    def _probabilities(
+        self, logits: NDArray[np.float32], branches: Sequence[int]
+    ) -> dict[int, float]:
+        """Label logits [B, R] -> P(yes) by branch."""
+        found = self._engine.label_probabilities(logits).tolist()  # [B]
+        return dict(zip(branches, found, strict=True))
+
+    def _decided(self, made: Prepared, cases: Cases, why: str | None) -> tuple[RuleVerdict, ...]:
+        """The rules. `why` says what keeps open questions from being reasoned about."""
+        with made.trace.span("decide"):
+            if why is not None and (case := cases.to_reason()) is not None:
+                message = f"'{case.question.text}' stays undecided: {why}"
+                made.notes += (Note("not_reasoned", message),)
+            return cases.verdicts()
+
+    def priors(
+        self, texts: Sequence[str], stop: Stop, turns: Turns, question: str | None = None
+    ) -> dict[str, float]:
         """P(yes | no image) of each condition: compiled into the bundle, kept from earlier, or
-        computed now.
+        computed now. `question` is a template that goes before the bundle's.
         """
-        if missing := [text for text in dict.fromkeys(texts) if text not in self._priors]:
-            prompts = [self._prompts.blind_ids(text) for text in missing]
+        unique = dict.fromkeys(texts)
+        if missing := [text for text in unique if (question, text) not in self._priors]:
+            prompts = [self._prompts.blind_ids(text, question) for text in missing]
             store = self._store
             # Together, as they were asked: each is that of its own prompt within 1e-5.
             ids = [np.array(prompt, "<i4").tobytes() for prompt in prompts]
@@ -177,8 +192,9 @@ class Judging:
             found = self._engine.label_probabilities(logits)
             if store is not None and kept is None:
                 store.put(key, logits)
-            self._priors |= dict(zip(missing, found.tolist(), strict=True))
-        return {text: self._priors[text] for text in texts}
+            keys = [(question, text) for text in missing]
+            self._priors |= dict(zip(keys, found.tolist(), strict=True))
+        return {text: self._priors[question, text] for text in texts}
 
     @contextmanager
     def _turn(self, trace: Spans, stop: Stop, turns: Turns) -> Iterator[None]:
@@ -202,10 +218,11 @@ def failing(made: Prepared) -> Iterator[None]:
         made.failure = InputFailure("out_of_memory", "it does not fit into memory; scale it down")
 
 
-def _stages_ms(trace: Spans) -> Table[float]:
+def stages_ms(*traces: Spans) -> Table[float]:
     """Outermost spans only: a stage inside another is part of that one's time."""
     stages: dict[str, float] = {}
-    for span in trace.spans:
-        if span.parent is None:
-            stages[span.name] = stages.get(span.name, 0.0) + span.ms
+    for trace in traces:
+        for span in trace.spans:
+            if span.parent is None:
+                stages[span.name] = stages.get(span.name, 0.0) + span.ms
     return Table(stages)

@@ -8,6 +8,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from edgejudge.clue_settings import ClueSettings
 from edgejudge.report_card import (
     DecisionsRecord,
     FidelityRecord,
@@ -49,7 +50,7 @@ __all__ = [
     "WritingRecord",
 ]
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,9 @@ class PromptRecord:
     picture, `view_close`, the question, `tail`. Without: `blind_head`, the question, `tail`, where
     the question has been encoded together with the text before it (`blind_text`).
 
+    After an answer a further question follows: `next_turn`, the question encoded together with
+    `next_text` before it, `tail`.
+
     `visual_tokens` is how many image tokens a view has; 0 where a picture has rows x cols of them,
     which then take multimodal rope positions.
     """
@@ -163,6 +167,8 @@ class PromptRecord:
     tail: tuple[int, ...]
     blind_head: tuple[int, ...]
     blind_text: str
+    next_turn: tuple[int, ...]
+    next_text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,18 +187,21 @@ class RuleRecord:
     category: str
     threshold: float | None
     conditions: tuple[tuple[str, ...], ...]
+    objects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyRecord:
     """`sha256` is of the canonical content; `source_sha256` of the YAML it was read from, so that
-    a built-in policy can be matched with its compiled form without parsing YAML."""
+    a built-in policy can be matched with its compiled form without parsing YAML. `clue` is there
+    where it decides by CLUE and not by thresholds."""
 
     name: str
     version: str
     sha256: str
     source_sha256: str
     rules: tuple[RuleRecord, ...]
+    clue: ClueSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +221,7 @@ class CompiledRule:
     category: str
     threshold: float
     conditions: tuple[tuple[CompiledCondition, ...], ...]
+    objects: tuple[str, ...] = ()  # what its conditions are about, where it is said in other words
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +235,7 @@ class CompiledPolicy:
     mask: str
     positions: str
     rules: tuple[CompiledRule, ...]
+    clue: ClueSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +319,7 @@ class Manifest:
     label_rows: tuple[int, ...]  # verdict head row -> token id
     band: float
     concepts: tuple[ConceptRecord, ...]
+    patterns: tuple[str, ...]  # of conditions about concepts, as models.concepts reads them
     policies: tuple[CompiledPolicy, ...]
     parts: tuple[PartRecord, ...]
     vision_slices: tuple[PartRecord, ...]

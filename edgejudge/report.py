@@ -15,6 +15,7 @@ __all__ = [
     "outcome",
     "plain_table",
     "print_rich_table",
+    "printable",
     "reason",
     "row",
     "tally",
@@ -25,6 +26,12 @@ OUTCOMES = ("unsafe", "uncertain", "safe", "failed")
 
 _HEADINGS = ("path", "verdict", "why", "ms")
 _MOST_REASONS = 3  # per row; --json has them all
+_HOW = {
+    "region": ", gone without its region",
+    "reasoning": ", by reasoning",
+    "unknown_concept": ", not a known concept",
+    "not_asked": ", not asked",
+}
 _STYLES = {"safe": "green", "unsafe": "bold red", "uncertain": "yellow", "failed": "magenta"}
 
 
@@ -47,8 +54,8 @@ def reason(verdict: Verdict) -> str:
 def row(verdict: Verdict) -> Row:
     """What a table keeps of a verdict."""
     total_ms = sum(verdict.stages_ms.values())
-    path = _printable(verdict.path or "(in memory)")
-    return path, outcome(verdict), _printable(reason(verdict)), f"{total_ms:.0f}"
+    path = printable(verdict.path or "(in memory)")
+    return path, outcome(verdict), printable(reason(verdict)), f"{total_ms:.0f}"
 
 
 def tally(counts: Mapping[str, int]) -> str:
@@ -56,10 +63,10 @@ def tally(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts.get(word, 0)} {word}" for word in OUTCOMES)
 
 
-def plain_table(rows: Sequence[Row]) -> str:
-    """Aligned columns, one line per picture."""
-    lines = [_HEADINGS, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
+def plain_table(rows: Sequence[Sequence[str]], headings: Sequence[str] = _HEADINGS) -> str:
+    """Aligned columns, one line per row."""
+    lines = [headings, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
@@ -88,24 +95,19 @@ def _first_few(reasons: Sequence[str]) -> str:
 
 def _named(rule: RuleVerdict) -> str:
     """A rule with the question that decided it, or that leaves it in doubt."""
-    low, high = rule.uncertain_between
-    if rule.verdict == "uncertain":
-        asked = [each for each in rule.conditions if each.outcome == "uncertain"]
-        deciding = [
-            question
-            for condition in asked
-            for question in condition.alternatives
-            if not question.known or low < question.probability < high
-        ]
-    else:
-        weakest = min(rule.conditions, key=lambda condition: condition.probability)
-        deciding = [q for q in weakest.alternatives if q.known and q.probability >= high]
-    shown = max(deciding, key=lambda question: question.probability)
-    unknown = "" if shown.known else ", not a known concept"
-    return f"{rule.id} {shown.probability:.2f} ({shown.text}{unknown})"
+    wanted = "uncertain" if rule.verdict == "uncertain" else "holds"
+    conditions = [each for each in rule.conditions if each.outcome == wanted]
+    if not conditions:
+        return rule.id
+    # An AND is as probable as its weakest part; what is in doubt is told by its most probable one.
+    choose = max if wanted == "uncertain" else min
+    shown = choose(conditions, key=lambda condition: condition.probability or 0.0).deciding
+    value = "" if shown.probability is None else f" {shown.probability:.2f}"
+    return f"{rule.id}{value} ({shown.text}{_HOW.get(shown.test, '')})"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Without what could steer a terminal."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text

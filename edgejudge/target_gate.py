@@ -33,7 +33,7 @@ class Wanted:
     """What the reference says of one picture's conditions, and what each is asked for."""
 
     probabilities: NDArray[np.float64]  # [B]
-    masses: NDArray[np.float64]  # [B], of the label rows in the full head
+    masses: NDArray[np.float64]  # [B], of yes and no in the full head
     rules: list[tuple[str, ...]]
     thresholds: NDArray[np.float64]  # [B]
 

@@ -10,16 +10,34 @@ from typing import Literal, TypeVar
 
 __all__ = [
     "AlternativeVerdict",
+    "Answered",
     "ConditionVerdict",
     "InputFailure",
     "Note",
     "Outcome",
     "RuleVerdict",
     "Table",
+    "Test",
     "Verdict",
 ]
 
 Outcome = Literal["safe", "unsafe", "uncertain"]
+Answered = Literal["holds", "fails", "uncertain"]
+# By what a question was decided: a threshold; one of CLUE's tests, of which "undecided" is none;
+# the relevance gate for the whole rule; the one answer for a whole policy; or it was not, being
+# unknown or not asked.
+Test = Literal[
+    "threshold",
+    "language_prior",
+    "score",
+    "region",
+    "reasoning",
+    "undecided",
+    "relevance",
+    "answer",
+    "unknown_concept",
+    "not_asked",
+]
 T = TypeVar("T", bound=float | str)
 
 
@@ -78,64 +96,112 @@ class InputFailure:
 
 @dataclass(frozen=True, slots=True)
 class AlternativeVerdict:
-    """One question: P(yes) for `text`; `known` is False outside the bundle's concepts."""
+    """One question: P(yes) for `text`, of the cut-out where CLUE looks at a small object by itself,
+    None where it was not asked; `known` is False outside the bundle's concepts.
+
+    `test` is what decided it, or left it undecided. `raw_probability` is the model's where
+    `probability` was calibrated. CLUE fills the rest: `prior` is P(yes | no image),
+    `without_region` P(yes) after its object was removed, `rationale` what the model wrote.
+    """
 
     text: str
-    probability: float
+    probability: float | None
     known: bool
+    outcome: Answered = "uncertain"
+    test: Test = "not_asked"
+    raw_probability: float | None = None
+    prior: float | None = None
+    without_region: float | None = None
+    rationale: str | None = None
 
     def to_json(self) -> dict[str, object]:
         return {
             "text": self.text,
-            "probability": round(self.probability, 6),
+            "probability": _rounded(self.probability),
+            "raw_probability": _rounded(self.raw_probability),
             "known": self.known,
+            "outcome": self.outcome,
+            "test": self.test,
+            "prior": _rounded(self.prior),
+            "without_region": _rounded(self.without_region),
+            "rationale": self.rationale,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionVerdict:
-    """A condition holds when any of its alternatives does; its probability is their maximum."""
+    """A condition holds when any of its alternatives does; its probability is the maximum of those
+    that were asked. `decided_by` is the place of the alternative that decided.
+    """
 
-    outcome: Literal["holds", "fails", "uncertain"]
-    probability: float
+    outcome: Answered
+    probability: float | None
     alternatives: tuple[AlternativeVerdict, ...]
+    decided_by: int = 0
+
+    @property
+    def deciding(self) -> AlternativeVerdict:
+        """The alternative that decided the condition, or that leaves it undecided."""
+        return self.alternatives[self.decided_by]
+
+    @property
+    def test(self) -> Test:
+        return self.deciding.test
 
     def to_json(self) -> dict[str, object]:
+        by = self.deciding
         return {
             "outcome": self.outcome,
-            "probability": round(self.probability, 6),
+            "probability": _rounded(self.probability),
+            "decided_by": by.text,
+            "test": by.test,
+            "prior": _rounded(by.prior),
+            "without_region": _rounded(by.without_region),
+            "rationale": by.rationale,
             "alternatives": [alternative.to_json() for alternative in self.alternatives],
         }
 
 
 @dataclass(frozen=True, slots=True)
 class RuleVerdict:
-    """A rule is broken (`unsafe`) when all conditions hold; its probability is their minimum.
+    """A rule is broken (`unsafe`) when all conditions hold; its probability is the minimum of those
+    that were asked, None where none was.
 
-    `uncertain_between` are the probabilities around the threshold inside which nothing is decided.
+    `uncertain_between` are the probabilities around the threshold inside which nothing is decided;
+    both are None where CLUE decides, whose limits are of each question. `raw_probability` is the
+    model's where `probability` was calibrated. `relevance` is the cosine of the picture with the
+    rule's text, where the gate was asked for; a rule that it skipped was asked nothing.
     """
 
     id: str
     text: str
     category: str
     verdict: Outcome
-    probability: float
-    threshold: float
-    uncertain_between: tuple[float, float]
+    probability: float | None
+    threshold: float | None
+    uncertain_between: tuple[float, float] | None
     conditions: tuple[ConditionVerdict, ...]
+    raw_probability: float | None = None
+    relevance: float | None = None
 
     def to_json(self) -> dict[str, object]:
-        low, high = self.uncertain_between
+        between = self.uncertain_between
         return {
             "id": self.id,
             "text": self.text,
             "category": self.category,
             "verdict": self.verdict,
-            "probability": round(self.probability, 6),
-            "threshold": round(self.threshold, 6),
-            "uncertain_between": [round(low, 6), round(high, 6)],
+            "probability": _rounded(self.probability),
+            "raw_probability": _rounded(self.raw_probability),
+            "threshold": _rounded(self.threshold),
+            "uncertain_between": None if between is None else [round(end, 6) for end in between],
+            "relevance": _rounded(self.relevance),
             "conditions": [condition.to_json() for condition in self.conditions],
         }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +213,11 @@ class Verdict:
     execution provider ran it. `prefix_cache` says whether the picture's prefix was kept from an
     earlier verdict ("off": nothing is kept, or there was no picture to look up), and
     `reused_tokens` how many prompt tokens were not computed again.
+
+    `calibration` is the id of the calibration that was applied, `method` how questions without one
+    are decided, `stages_used` the steps that it took: relevance, tokens, region, reasoning.
+    `image_prefixes` counts the pictures that were prefilled, without regions and crops among them,
+    `reasoning_calls` the conditions that were reasoned about.
     """
 
     verdict: Outcome | None
@@ -164,12 +235,17 @@ class Verdict:
     placement: Table[str]
     prefix_cache: Literal["hit", "miss", "off"]
     reused_tokens: int
+    calibration: str | None = None
+    method: Literal["thresholds", "clue"] = "thresholds"
+    stages_used: tuple[str, ...] = ()
+    image_prefixes: int = 0
+    reasoning_calls: int = 0
 
     @property
     def broken(self) -> tuple[RuleVerdict, ...]:
         """The rules that are broken, most probable first."""
         broken = [rule for rule in self.rules if rule.verdict == "unsafe"]
-        return tuple(sorted(broken, key=lambda rule: -rule.probability))
+        return tuple(sorted(broken, key=lambda rule: -(rule.probability or 0.0)))
 
     def to_json(self) -> dict[str, object]:
         """A dict of plain JSON values, as `edgejudge screen --json` prints it."""
@@ -185,9 +261,14 @@ class Verdict:
                 "name": self.policy,
                 "version": self.policy_version,
                 "sha256": self.policy_sha256,
+                "method": self.method,
             },
+            "calibration": self.calibration,
+            "stages_used": list(self.stages_used),
             "stages_ms": {name: round(ms, 3) for name, ms in self.stages_ms.items()},
             "placement": dict(self.placement),
             "prefix_cache": self.prefix_cache,
             "reused_tokens": self.reused_tokens,
+            "image_prefixes": self.image_prefixes,
+            "reasoning_calls": self.reasoning_calls,
         }

@@ -18,10 +18,12 @@ from edgejudge.models.prompt import Prompts
 __all__ = ["check_chat_template"]
 
 _CONDITION = "a knife"
+_ANSWER = "There is one."
 
 
 def check_chat_template(folder: Path, prompts: Prompts) -> None:
-    """Asks one question with and one without a picture, as the template and as the bundle do.
+    """Asks one question with and one without a picture, and one after another, as the template and
+    as the bundle do.
 
     Image tokens and what encloses them are left out of the comparison: the processor writes those.
     """
@@ -41,16 +43,29 @@ def check_chat_template(folder: Path, prompts: Prompts) -> None:
         ([text], prompts.blind_ids(_CONDITION)),
     )
     for content, ours in asked:
-        rendered = _render(folder, template, content)
+        rendered = _render(folder, template, [{"role": "user", "content": content}])
         theirs = tokenizer.encode(rendered, add_special_tokens=False).ids
         theirs = [i for i in theirs if i not in picture]
         ours = [i for i in ours if i not in picture]
         if theirs != ours:
-            raise ExportError(
-                f"{folder}: its chat template writes {_text(tokenizer, theirs)}, its family "
-                f"{_text(tokenizer, ours)}; asked in a format that it was not taught, a judge "
-                "gives other verdicts, so export the checkpoint with the family's template"
-            )
+            raise _differ(folder, tokenizer, theirs, ours)
+    # What stands between the lead-in and an answer is the model's to write: a blank, or nothing.
+    turns = [("user", [text]), ("assistant", [{"type": "text", "text": _ANSWER}]), ("user", [text])]
+    rendered = _render(folder, template, [{"role": r, "content": c} for r, c in turns])
+    theirs = tokenizer.encode(rendered, add_special_tokens=False).ids
+    first, second = prompts.blind_ids(_CONDITION), prompts.next_ids(prompts.question(_CONDITION))
+    answer = theirs[len(first) : len(theirs) - len(second)]
+    if theirs != [*first, *answer, *second] or tokenizer.decode(answer).strip() != _ANSWER:
+        ours = [*first, *tokenizer.encode(_ANSWER, add_special_tokens=False).ids, *second]
+        raise _differ(folder, tokenizer, theirs, ours)
+
+
+def _differ(folder: Path, tokenizer: Tokenizer, theirs: list[int], ours: list[int]) -> ExportError:
+    return ExportError(
+        f"{folder}: its chat template writes {_text(tokenizer, theirs)}, its family "
+        f"{_text(tokenizer, ours)}; asked in a format that it was not taught, a judge "
+        "gives other verdicts, so export the checkpoint with the family's template"
+    )
 
 
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -77,13 +92,13 @@ def _read(folder: Path) -> str | None:
     return None
 
 
-def _render(folder: Path, template: str, content: list[dict[str, str]]) -> str:
+def _render(folder: Path, template: str, messages: list[dict[str, Any]]) -> str:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     try:
         return environment.from_string(template).render(
-            messages=[{"role": "user", "content": content}], add_generation_prompt=True
+            messages=messages, add_generation_prompt=True
         )
     except (jinja2.TemplateError, TypeError) as error:
         raise ExportError(f"{folder}: its chat template cannot be rendered ({error})") from None

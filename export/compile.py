@@ -82,6 +82,7 @@ class Compiler:
         self._stored = stored
         self._decimals = decimals
         self._prompts = checkpoint.prompts
+        self._names = known_names(checkpoint.card.concepts)
 
     def compile(self, policies: Sequence[PolicyRecord], folder: Path, tolerance: float) -> Compiled:
         """Policies, canary and golden vectors; golden pictures are written to `folder`."""
@@ -139,6 +140,7 @@ class Compiler:
             mask="prefix and own branch, causal",
             positions="each branch continues the prefix",
             rules=tuple(self._rule(rule, thresholds, priors) for rule in policy.rules),
+            clue=policy.clue,
         )
 
     def _rule(
@@ -156,6 +158,7 @@ class Compiler:
                 tuple(self._condition(text, priors[text]) for text in either)
                 for either in rule.conditions
             ),
+            objects=rule.objects,
         )
 
     def _condition(self, text: str, prior: float) -> CompiledCondition:
@@ -163,7 +166,7 @@ class Compiler:
             text=text,
             branch_ids=tuple(self._prompts.branch_ids(text)),
             language_prior=prior,
-            known=knows(known_names(self._checkpoint.card.concepts), text),
+            known=knows(self._names, text, self._checkpoint.card.patterns),
         )
 
     def _golden(self, folder: Path) -> list[_Wanted]:

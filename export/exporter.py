@@ -265,6 +265,7 @@ def _fill(
         label_rows=labels.token_ids,
         band=checkpoint.card.band,
         concepts=checkpoint.card.concepts,
+        patterns=checkpoint.card.patterns,
         policies=compiled.policies,
         parts=written.parts,
         vision_slices=written.vision_slices,

@@ -326,6 +326,8 @@ def prompt_record(
         tail=(end, *line, start, *tokenizer.encode(LEAD_IN)),
         blind_head=system,
         blind_text="user\n",
+        next_turn=(end, *line, start),
+        next_text="user\n",
     )
 
 

@@ -301,6 +301,8 @@ def prompt_record(
         tail=(tokenizer.special("<end_of_utterance>"), *tokenizer.encode(LEAD_IN)),
         blind_head=(start,),
         blind_text="User: ",
+        next_turn=(tokenizer.special("<end_of_utterance>"),),
+        next_text="\nUser: ",
     )
 
 

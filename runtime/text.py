@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgejudge.errors import ProviderError
 from edgejudge.runtime.json_text import JsonText
 
-__all__ = ["Sampling", "Written", "write"]
+__all__ = ["Continued", "Sampling", "Written", "continued", "write"]
 
 
 class Engine(Protocol):
@@ -61,6 +61,15 @@ class Written:
     finish: Literal["end", "stop", "length"]
 
 
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """`prefix` holds the prompt and what was written but for its last tokens, `unread`."""
+
+    written: Written
+    prefix: Any
+    unread: tuple[int, ...]
+
+
 def write(
     engine: Engine,
     after: Any,
@@ -71,40 +80,70 @@ def write(
     sampling: Sampling,
     stop: Sequence[str] = (),
     document: JsonText | None = None,
+    never: Collection[int] = (),
 ) -> Written:
     """At most `most` tokens behind the prompt, which is put behind the prefix `after`; fewer where
     the model's context ends.
 
-    `decode` gives the text of ids, `ends` are the ids that end a text. Raises ProviderError for
-    logits that are not numbers.
+    `decode` gives the text of ids, `ends` are the ids that end a text, `never` those that are not
+    written: an image token is no text, and could not be read again. Raises ProviderError for logits
+    that are not numbers.
     """
+    return continued(
+        engine, after, prompt, decode, ends, most, sampling, stop, document, never
+    ).written
+
+
+def continued(
+    engine: Engine,
+    after: Any,
+    prompt: Sequence[int],
+    decode: Callable[[Sequence[int]], str],
+    ends: Collection[int],
+    most: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
+    document: JsonText | None = None,
+    never: Collection[int] = (),
+) -> Continued:
+    """As `write`, with the prefix from which a conversation goes on."""
     rng = np.random.default_rng(sampling.seed)
     written: list[int] = []
+    read = 0  # how many of them lie in the prefix
     prefix, hidden = engine.append(prompt, after=after)
     most = min(most, engine.room(prefix) + 1)  # the last token written need not be read
+
+    def over(finish: Literal["end", "stop", "length"], text: str | None = None) -> Continued:
+        found = Written(tuple(written), decode(written) if text is None else text, finish)
+        return Continued(found, prefix, tuple(written[read:]))
+
     while len(written) < most:
         logits = engine.full_logits(hidden[None])[0]
         if not np.isfinite(logits).all():
             raise ProviderError("the LM head gave logits that are not numbers; export it again")
+        if never:
+            logits = logits.copy()
+            logits[list(never)] = -np.inf
         if document is not None:
             logits = np.where(document.allowed(), logits, -np.inf)
         token = _choose(logits, sampling, rng)
         if token in ends:
-            return Written(tuple(written), decode(written), "end")
+            return over("end")
         if document is not None and not document.take(token, most - len(written) - 1):
             written += document.tail
-            return Written(tuple(written), decode(written), "length")
+            return over("length")
         written.append(token)
         if document is not None and document.complete:
-            return Written(tuple(written), decode(written), "end")
+            return over("end")
         if stop:
             text = decode(written)
             found = [at for at in map(text.find, stop) if at >= 0]
             if found:
-                return Written(tuple(written), text[: min(found)], "stop")
+                return over("stop", text[: min(found)])
         if len(written) < most:
             prefix, hidden = engine.step(token, prefix)
-    return Written(tuple(written), decode(written), "length")
+            read = len(written)
+    return over("length")
 
 
 def _choose(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:

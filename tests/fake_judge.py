@@ -159,6 +159,7 @@ def compiled(policy: PolicyRecord, concepts: tuple[ConceptRecord, ...] = ()) -> 
                 )
                 for alternatives in rule.conditions
             ),
+            rule.objects,
         )
         for rule in policy.rules
     )
@@ -170,11 +171,15 @@ def compiled(policy: PolicyRecord, concepts: tuple[ConceptRecord, ...] = ()) -> 
         "prefix and own tokens",
         "from the prefix length",
         rules,
+        policy.clue,
     )
 
 
 def manifest(
-    policies: tuple[CompiledPolicy, ...] = (), concepts: tuple[str, ...] = (), band: float = 0.05
+    policies: tuple[CompiledPolicy, ...] = (),
+    concepts: tuple[str, ...] = (),
+    band: float = 0.05,
+    patterns: tuple[str, ...] = (),
 ) -> Manifest:
     golden = GoldenRecord("canary", 0, 0, ((5,),), ((0.0, 0.0),))
     return Manifest(
@@ -201,11 +206,14 @@ def manifest(
             tail=(END,),
             blind_head=(START,),
             blind_text="",
+            next_turn=(END, START),
+            next_text="",
         ),
         labels={"no": (0,), "yes": (1,)},
         label_rows=(10, 11),
         band=band,
         concepts=tuple(ConceptRecord(name, (), "things") for name in concepts),
+        patterns=patterns,
         policies=policies,
         parts=(),
         vision_slices=(),
