@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "models": {"models"},
 }
 LEAVES = {
+    "edgejudge.clue_settings",
     "edgejudge.bundle",
     "edgejudge.errors",
     "edgejudge.hub_cache",
@@ -54,9 +55,16 @@ NEVER = {
 }
 
 
+# Packages inside a room. The others are flat.
+INSIDE = {"edgejudge": ("evaluation",)}
+# The extra `eval`: asked for by name where it is needed, so that a missing one is one sentence.
+EXTRA = {"scipy", "sklearn", "matplotlib", "pyarrow"}
+
+
 def sources(room: str) -> list[Path]:
-    """Python files of a package: its folder alone, since the four are flat."""
-    return sorted((ROOT / room).glob("*.py"))
+    """Python files of a room: its folder and the packages inside it."""
+    folders = [ROOT / room, *(ROOT / room / name for name in INSIDE.get(room, ()))]
+    return [path for folder in folders for path in sorted(folder.glob("*.py"))]
 
 
 def imports(path: Path) -> list[tuple[str, int, bool]]:
@@ -97,9 +105,8 @@ def test_import_direction(room: str) -> None:
     wrong = []
     for path in sources(room):
         name = path.relative_to(ROOT).as_posix()
-        module = (
-            f"edgejudge.{path.stem}" if room == "edgejudge" else f"edgejudge.{room}.{path.stem}"
-        )
+        below = name.removeprefix("edgejudge/").removesuffix(".py").replace("/", ".")
+        module = f"edgejudge.{below}"
         for imported, line, top in imports(path):
             target = room_of(imported)
             if target is None:
@@ -131,7 +138,8 @@ def test_every_folder_with_code_is_packed() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packed = config["tool"]["setuptools"]
     folders = {packed["package-dir"][name] for name in packed["packages"]}
-    assert folders == set(ROOMS)
+    inside = {f"{room}/{name}" for room, names in INSIDE.items() for name in names}
+    assert folders == set(ROOMS) | inside
     with_init = {
         path.parent.relative_to(ROOT).as_posix()
         for room in ROOMS
@@ -153,6 +161,26 @@ def modules_after(statement: str) -> set[str]:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_the_packages_of_the_extra_are_asked_for_by_name() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT).as_posix()}:{line} imports {imported}"
+        for path in sources("edgejudge")
+        for imported, line, _ in imports(path)
+        if imported.split(".")[0] in EXTRA
+    ]
+    assert wrong == [], "use edgejudge.evaluation.extra.needed"
+
+
+def test_what_judges_loads_nothing_that_measures() -> None:
+    script = (
+        "import sys, edgejudge.judge, edgejudge.comparing, edgejudge.calibration\n"
+        "print(*(name for name in sys.modules if name.startswith('edgejudge.evaluation')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
 
 
 def test_import_edgejudge_is_light() -> None:
@@ -189,7 +217,7 @@ def test_the_guide_lists_every_error_code_and_note() -> None:
     guide = (ROOT / "POLICIES.md").read_text(encoding="utf-8")
     for code, meaning in CODES.items():
         assert f"| `{code}` | {meaning} |" in guide
-    for name in ("pixels.py", "plan.py"):
+    for name in ("pixels.py", "plan.py", "screening.py"):
         for node in ast.walk(ast.parse((ROOT / "edgejudge" / name).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Note":
                 assert isinstance(node.args[0], ast.Constant)

@@ -38,6 +38,8 @@ def test_everything_is_in_it_and_nothing_else(wheel: Path) -> None:
         inside = "edgejudge" if room == "edgejudge" else f"edgejudge/{room}"
         for path in (ROOT / room).glob("*.py"):
             assert f"{inside}/{path.name}" in names
+    for path in (ROOT / "edgejudge" / "evaluation").glob("*.py"):
+        assert f"edgejudge/evaluation/{path.name}" in names
     assert {"edgejudge/py.typed", "edgejudge/policies/stickers.yaml"} <= names
     for kind in ("bundle", "samples"):
         shipped = {f"edgejudge/models/nano/{kind}/{p.name}" for p in data_files(kind)}
@@ -60,6 +62,7 @@ def test_it_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(site)
     script = """if True:
         import edgejudge, edgejudge.cli, edgejudge.judge, edgejudge.runtime, edgejudge.models
+        import edgejudge.evaluation.run
         import importlib.util
         assert importlib.util.find_spec("edgejudge.export") is not None
         for room in ("export", "models", "runtime"):
