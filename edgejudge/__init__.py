@@ -1,7 +1,7 @@
 """edgejudge: an image judge that runs on the device.
 
-Gives `Judge`, `Policy`, `Verdict` and the errors; each is imported when first asked for, so that
-`import edgejudge` itself costs next to nothing. Knows nothing of models or graphs.
+Gives `Judge`, what it takes and answers, and the errors; each is imported when first asked for, so
+that `import edgejudge` itself costs next to nothing. Knows nothing of models or graphs.
 """
 
 from importlib import import_module
@@ -21,14 +21,19 @@ if TYPE_CHECKING:
         PolicyError,
         ProviderError,
     )
+    from edgejudge.calibration import Calibration
     from edgejudge.judge import Judge
     from edgejudge.policy import Policy
+    from edgejudge.regions import Region
+    from edgejudge.rubrics import Checklist, Rubric
     from edgejudge.verdict import Verdict
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BundleError",
+    "Calibration",
+    "Checklist",
     "EdgeJudgeError",
     "ExportError",
     "InputError",
@@ -36,11 +41,21 @@ __all__ = [
     "Policy",
     "PolicyError",
     "ProviderError",
+    "Region",
+    "Rubric",
     "Verdict",
     "__version__",
 ]
 
-_HOMES = {"Judge": "edgejudge.judge", "Policy": "edgejudge.policy", "Verdict": "edgejudge.verdict"}
+_HOMES = {
+    "Calibration": "edgejudge.calibration",
+    "Checklist": "edgejudge.rubrics",
+    "Judge": "edgejudge.judge",
+    "Policy": "edgejudge.policy",
+    "Region": "edgejudge.regions",
+    "Rubric": "edgejudge.rubrics",
+    "Verdict": "edgejudge.verdict",
+}
 
 
 def __getattr__(name: str) -> object:
