@@ -160,9 +160,7 @@ class Cases:
     def waiting(self) -> dict[str, list[int]]:
         """The same by rule, of those that have any."""
         found = {
-            rule.plan.id: [
-                case.question.branch for each in rule.cases for case in each if case.p is None
-            ]
+            rule.plan.id: [q.question.branch for each in rule.cases for q in each if q.p is None]
             for rule in self.rules
             if not rule.skipped
         }

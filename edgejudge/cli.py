@@ -11,11 +11,17 @@ from typing import NoReturn
 
 from edgejudge import (
     __version__,
+    cli_ask,
+    cli_calibrate,
+    cli_cascade,
     cli_check,
+    cli_compare,
     cli_devices,
+    cli_eval,
     cli_export,
     cli_profile,
     cli_relevance,
+    cli_risk,
     cli_screen,
     cli_tune,
 )
@@ -27,8 +33,9 @@ EXIT_STOPPED = 2
 EXIT_REFUSED = 3  # an export whose verdicts differ too much
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 _COMMANDS = (
-    *(cli_screen, cli_export, cli_relevance, cli_profile),
-    *(cli_tune, cli_devices, cli_check),
+    *(cli_screen, cli_ask, cli_compare),
+    *(cli_export, cli_relevance, cli_profile),
+    *(cli_calibrate, cli_eval, cli_risk, cli_cascade, cli_tune, cli_devices, cli_check),
 )
 
 

@@ -13,13 +13,17 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
+from edgejudge import cli_cascade
 from edgejudge.arguments import libraries_on_stderr, positive, seconds, size
 from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
+    from edgejudge.plan import Plan
+    from edgejudge.policy import Policy
+    from edgejudge.regions import Region
     from edgejudge.verdict import Verdict
 
 __all__ = ["add_parser", "exit_code", "find_files", "run"]
@@ -87,13 +91,59 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="pictures that pass each slice of such a judge together (default: 8)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
+    _add_decisions(parser)
+    cli_cascade.add_options(parser)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
+    form.add_argument(
+        "--moderation",
+        action="store_true",
+        help="print JSON lines in OpenAI's moderation form; what the policy does not judge is null",
+    )
     parser.add_argument(
         "--out",
         metavar="FILE.jsonl",
         help="also write JSON lines here as they come; a file with content is refused",
     )
     return parser
+
+
+def _add_decisions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strictness",
+        action="append",
+        type=_strictness,
+        default=[],
+        metavar="NAME=HOW",
+        help="judge a category or rule of the policy otherwise: allowed, default or sensitive; may "
+        "be repeated",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("clue", "thresholds"),
+        help="decide by this, whatever the policy says",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="decide the rules that `edgejudge calibrate` fitted by it",
+    )
+    parser.add_argument(
+        "--reasoning",
+        action=argparse.BooleanOptionalAction,
+        help="reason about what scores leave open, with the method clue (default: the policy's)",
+    )
+    parser.add_argument(
+        "--regions",
+        metavar="FILE.json",
+        help="where objects are, for the method clue: picture path -> list of label, box [x, y, "
+        "width, height] in pixels, confidence",
+    )
+    parser.add_argument(
+        "--relevance-gate",
+        action="store_true",
+        help="skip rules whose text is not about the picture, where the bundle has an encoder",
+    )
 
 
 def find_files(path: str) -> Iterator[str]:
@@ -140,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from edgejudge.judge import BATCH, Judge
+    from edgejudge.plan_options import strictly
 
     paths = [file for path in args.paths for file in find_files(path)]
     if not paths:
@@ -156,21 +207,40 @@ def _run(args: argparse.Namespace) -> int:
         place=args.place,
         strict=args.strict,
         deadline=args.deadline,
+        calibration=args.calibration,
     )
+    policy = strictly(args.policy, dict(args.strictness))
+    form = _moderation_form(policy) if args.moderation else None
+    told = cli_cascade.Told(args)
+    asked: Any = cli_cascade.behind(judge, args)
     # A malformed policy stops the run here, before a results file is made.
-    plan = judge.plan(args.policy)
+    plan = asked.plan(
+        policy,
+        method=args.method,
+        reasoning=args.reasoning,
+        relevance_gate=args.relevance_gate,
+        budget_ms=args.time_budget,
+        first_broken=args.first_broken,
+    )
+    regions = None if args.regions is None else _read_regions(args.regions, paths)
+    verdicts = asked.stream(paths, plan, regions=regions)
     for note in plan.notes:
-        print(f"warning: {note.message}; it stays uncertain", file=sys.stderr)
+        if note.code != "allowed":  # which was asked for
+            stays = "; it stays uncertain" if note.code == "unknown_concept" else ""
+            print(f"warning: {note.message}{stays}", file=sys.stderr)
     out = _open_new(args.out) if args.out else None
-    printer = _Printer(args.json, out, len(paths))
+    printer = _Printer(args.json, out, len(paths), form)
     try:
-        for verdict in judge.stream(paths, args.policy):
+        for verdict in verdicts:
             printer.add(verdict)
+            told.add(verdict)
         printer.finish("")
+        told.finish()
         if args.memory_budget is not None:
             _tell_peak(args.memory_budget)
     except KeyboardInterrupt:
         printer.finish("stopped by Ctrl-C, ")
+        told.finish()
         return 130
     except BrokenPipeError:
         # The reader of stdout has left. Python would complain again when it flushes at exit.
@@ -188,6 +258,40 @@ def _run(args: argparse.Namespace) -> int:
             with contextlib.suppress(OSError):  # every row was flushed, or its failure was told
                 out.close()
     return exit_code(set(printer.counts))
+
+
+def _read_regions(path: str, pictures: list[str]) -> dict[str, tuple["Region", ...]]:
+    """Of a file that may be about more pictures, but not about others alone."""
+    from edgejudge.regions import read_regions
+
+    found = read_regions(path)
+    judged = set(pictures)
+    if found and not judged & found.keys():
+        raise InputError(
+            "regions",
+            f"{path} names none of the pictures, but {min(found)!r}; name them as the rows do",
+        )
+    if others := len(found.keys() - judged):
+        print(f"warning: {path} names {others} pictures that are not judged", file=sys.stderr)
+    return found
+
+
+def _strictness(text: str) -> tuple[str, str]:
+    name, equals, how = text.rpartition("=")
+    if not (name and equals and how):
+        raise argparse.ArgumentTypeError(f"'{text}' is no NAME=HOW, like violence=sensitive")
+    return name, how
+
+
+def _moderation_form(
+    policy: "str | os.PathLike[str] | Policy | Plan",
+) -> Callable[["Verdict"], dict[str, object]]:
+    from edgejudge.moderation import moderation
+    from edgejudge.policy import Policy, load_policy
+
+    assert isinstance(policy, str | Policy)  # as the command line has it
+    read = load_policy(policy) if isinstance(policy, str) else policy
+    return lambda verdict: moderation(verdict, read).to_json()
 
 
 def _tell_peak(budget: int) -> None:
@@ -213,10 +317,18 @@ def _open_new(path: str) -> TextIO:
 class _Printer:
     """Rows as they come to the JSON outputs, or a table of all of them at the end."""
 
-    def __init__(self, as_json: bool, out: TextIO | None, count: int) -> None:
+    def __init__(
+        self,
+        as_json: bool,
+        out: TextIO | None,
+        count: int,
+        form: Callable[["Verdict"], dict[str, object]] | None = None,
+    ) -> None:
+        """`form` is printed in place of a verdict's own JSON; `out` has that in any case."""
         self.counts: Counter[str] = Counter()
         self._rows: list[tuple[str, str, str, str]] = []
-        self._as_json = as_json
+        self._as_json = as_json or form is not None
+        self._form = form
         self._out = out
         self._count = count
         self._began_s = time.perf_counter()
@@ -230,6 +342,8 @@ class _Printer:
             if self._out:
                 self._out.write(line + "\n")
                 self._out.flush()
+            if self._form is not None:
+                line = json.dumps(self._form(verdict), allow_nan=False)
             if self._as_json:
                 print(line, flush=True)
         if not self._as_json:

@@ -24,7 +24,14 @@ from edgejudge.goldens import check_canary
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits
 from edgejudge.models.prompt import Prompts
 from edgejudge.plan import Plan, make_plan
-from edgejudge.plan_options import calibrated, decided_by, gated, open_calibration, strictly
+from edgejudge.plan_options import (
+    calibrated,
+    decided_by,
+    gated,
+    open_calibration,
+    strictly,
+    timed,
+)
 from edgejudge.policy import Policy, builtin_bytes
 from edgejudge.prefix_cache import PrefixCache
 from edgejudge.regions import RegionProposer, Regions, regions_of
@@ -179,6 +186,8 @@ class Judge(Calls, Writes):
         *,
         regions: Regions | None = None,
         strictness: Mapping[str, str] | None = None,
+        budget_ms: float | None = None,
+        first_broken: bool = False,
     ) -> Verdict: ...
 
     @overload
@@ -190,6 +199,8 @@ class Judge(Calls, Writes):
         *,
         regions: Regions | None = None,
         strictness: Mapping[str, str] | None = None,
+        budget_ms: float | None = None,
+        first_broken: bool = False,
     ) -> list[Verdict]: ...
 
     def screen(
@@ -200,6 +211,8 @@ class Judge(Calls, Writes):
         *,
         regions: Regions | None = None,
         strictness: Mapping[str, str] | None = None,
+        budget_ms: float | None = None,
+        first_broken: bool = False,
     ) -> Verdict | list[Verdict]:
         """One verdict per picture, in order.
 
@@ -210,8 +223,14 @@ class Judge(Calls, Writes):
         relevance gate; `strictness` is as in Policy.with_strictness. `regions` say where objects
         are, for policies that CLUE decides: those of the one picture, or a mapping of paths, as
         they are given, to those of each.
+
+        With `budget_ms` for each picture rules are asked in the order of expected information per
+        millisecond as long as they are predicted to fit; `first_broken` asks no more when a rule is
+        broken. What was not asked is `uncertain`.
         """
-        plan = self.plan(policy, strictness=strictness)
+        plan = self.plan(
+            policy, strictness=strictness, budget_ms=budget_ms, first_broken=first_broken
+        )
         if isinstance(image, list | tuple):
             return list(self.stream(image, plan, timeout, regions=regions))
         return self._screen(image, plan, Stop(timeout), regions)
@@ -318,13 +337,16 @@ class Judge(Calls, Writes):
         method: Literal["clue", "thresholds"] | None = None,
         reasoning: bool | None = None,
         relevance_gate: bool = False,
+        budget_ms: float | None = None,
+        first_broken: bool = False,
     ) -> Plan:
         """The policy made ready for this bundle, for `screen` and `stream`.
 
         `strictness` is as in Policy.with_strictness, and nothing is loaded again for it. `method`
         and `reasoning` go before what the policy says; `relevance_gate` skips rules whose
-        text is not about the picture, where the bundle has an encoder for that. Raises PolicyError
-        for a policy that is malformed, and InputError for what does not go together.
+        text is not about the picture, where the bundle has an encoder for that; `budget_ms` and
+        `first_broken` are as in `screen`. Raises PolicyError for a policy that is malformed, and
+        InputError for what does not go together.
         """
         policy = strictly(policy, strictness)
         if isinstance(policy, Plan):
@@ -339,7 +361,11 @@ class Judge(Calls, Writes):
                 plan = calibrated(plan, self._calibration)
             if isinstance(policy, str) and builtin_bytes(policy) is not None:
                 self._builtin_plans[policy] = plan
-        plan = decided_by(plan, method, reasoning)
+        plan = timed(decided_by(plan, method, reasoning), budget_ms, first_broken)
+        if plan.budget is not None and isinstance(self._way, Batches):
+            raise InputError(
+                "memory_budget", f"a time budget is not for little memory{WITHOUT_BUDGET}"
+            )
         if not relevance_gate:
             return plan
         if isinstance(self._way, Batches):

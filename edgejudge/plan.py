@@ -5,7 +5,7 @@ compiled form is used as it is, which needs neither a YAML parser nor a tokenize
 images or engines.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -22,7 +22,15 @@ from edgejudge.verdict import Note
 if TYPE_CHECKING:
     from edgejudge.calibration import RuleCalibration
 
-__all__ = ["DEFAULT_THRESHOLD", "Plan", "PlannedRule", "Question", "make_plan", "with_clue"]
+__all__ = [
+    "DEFAULT_THRESHOLD",
+    "Plan",
+    "PlannedRule",
+    "Question",
+    "make_plan",
+    "only",
+    "with_clue",
+]
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -62,10 +70,10 @@ class Plan:
     """`branches` are the token ids to score; `notes` belong to every verdict under the policy;
     `question` is the policy's own template, where it has one.
 
-    `clue` are the settings of the method "clue", `calibration` is the id of the one that rules have
-    theirs from. A rule with a place in the relevance encoder is skipped below the cosine `gate`.
-    Without a `budget` everything is asked at once. `bundle` is the sha256 of the one whose tokens
-    these are. A policy that is judged as a whole has neither rules nor branches here: it is
+    `clue` are the settings of the method "clue", `calibration` is the id of the one that rules
+    have theirs from. A rule with a place in the relevance encoder is skipped below the cosine
+    `gate`. Without a `budget` everything is asked at once. `bundle` is the sha256 of the one whose
+    tokens these are. A policy that is judged as a whole has neither rules nor branches here: it is
     `whole`.
     """
 
@@ -101,6 +109,26 @@ def with_clue(plan: Plan, settings: ClueSettings | None) -> Plan:
             for rule in plan.rules
         )
     return replace(plan, rules=rules, clue=settings)
+
+
+def only(plan: Plan, ids: Collection[str]) -> Plan:
+    """The same plan for some of its rules; one for a policy that is judged as a whole as it is."""
+    if plan.whole is not None:
+        return plan
+    branches = _Branches()
+    rules = tuple(
+        replace(
+            rule,
+            conditions=tuple(
+                tuple(replace(q, branch=branches.place(plan.branches[q.branch])) for q in either)
+                for either in rule.conditions
+            ),
+        )
+        for rule in plan.rules
+        if rule.id in ids
+    )
+    kept = tuple(note for note in plan.notes if note.code != "unknown_concept")
+    return replace(plan, rules=rules, branches=tuple(branches.ids), notes=kept + _unknown(rules))
 
 
 def _made(
@@ -220,15 +248,16 @@ def _plan(
     rules: tuple[PlannedRule, ...],
     branches: "_Branches",
 ) -> Plan:
-    unknown = sorted(
-        {q.text for rule in rules for either in rule.conditions for q in either if not q.known}
-    )
+    return Plan(name, version, sha256, band, rules, tuple(branches.ids), _unknown(rules))
+
+
+def _unknown(rules: Iterable[PlannedRule]) -> tuple[Note, ...]:
+    texts = {q.text for rule in rules for either in rule.conditions for q in either if not q.known}
     # Not doubtful by itself: what it leaves undecided is already `uncertain` in the rules.
-    notes = tuple(
+    return tuple(
         Note("unknown_concept", f"'{text}' is none of the concepts this bundle was made for")
-        for text in unknown
+        for text in sorted(texts)
     )
-    return Plan(name, version, sha256, band, rules, tuple(branches.ids), notes)
 
 
 class _Branches:

@@ -132,6 +132,6 @@ def timed(plan: Plan, budget_ms: float | None, first_broken: bool) -> Plan:
             f"policy '{plan.policy}' is judged as a whole, of which no part can be left out; "
             "give a timeout instead",
         )
-    return replace(
-        plan, budget=TimeBudget(math.inf if budget_ms is None else budget_ms, first_broken)
-    )
+    if budget_ms is None:
+        budget_ms = math.inf if plan.budget is None else plan.budget.ms
+    return replace(plan, budget=TimeBudget(budget_ms, first_broken))

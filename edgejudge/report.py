@@ -53,9 +53,8 @@ def reason(verdict: Verdict) -> str:
 
 def row(verdict: Verdict) -> Row:
     """What a table keeps of a verdict."""
-    total_ms = sum(verdict.stages_ms.values())
     path = printable(verdict.path or "(in memory)")
-    return path, outcome(verdict), printable(reason(verdict)), f"{total_ms:.0f}"
+    return path, outcome(verdict), printable(reason(verdict)), f"{verdict.total_ms:.0f}"
 
 
 def tally(counts: Mapping[str, int]) -> str:
@@ -103,7 +102,8 @@ def _named(rule: RuleVerdict) -> str:
     choose = max if wanted == "uncertain" else min
     shown = choose(conditions, key=lambda condition: condition.probability or 0.0).deciding
     value = "" if shown.probability is None else f" {shown.probability:.2f}"
-    return f"{rule.id}{value} ({shown.text}{_HOW.get(shown.test, '')})"
+    by = "" if rule.bundle is None else f", by {rule.bundle}"
+    return f"{rule.id}{value} ({shown.text}{_HOW.get(shown.test, '')}{by})"
 
 
 def printable(text: str) -> str:

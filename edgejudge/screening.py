@@ -1,95 +1,42 @@
-"""The way of one picture: decoded and encoded, prefilled or found, asked, decided.
+"""The way of one picture: put into the engine, asked in steps, decided.
 
 Takes one picture and a plan; gives a verdict, also for a picture that cannot be judged. `prepare`
-needs no turn with the engine and may run ahead; `finish` waits for one. Knows no graph, provider or
-file format.
+needs no turn with the engine and may run ahead; `finish` waits for one. What there is to ask, and
+what the answers mean, is cases.py's to say. Knows no graph, provider or file format.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from threading import Lock
-from typing import Any, Protocol
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgejudge.array_store import key_of
+from edgejudge.asking_order import by_information, passes, prior_texts, token_nodes, unasked
 from edgejudge.bundle import Bundle
-from edgejudge.errors import InputError
+from edgejudge.cases import Case, Cases
+from edgejudge.clue_settings import ClueSettings
+from edgejudge.errors import InputError, ProviderError
 from edgejudge.images import ImageInput, Limits
-from edgejudge.judging import Answerer, Found, Judging, Prepared, Spans, failing
-from edgejudge.models.image import preprocess
+from edgejudge.judging import Found, failing
 from edgejudge.models.prompt import Prompts
-from edgejudge.plan import Plan
-from edgejudge.prefix_cache import KeptPrefix, PrefixCache
+from edgejudge.plan import Plan, PlannedRule, Question
+from edgejudge.policy import Policy
+from edgejudge.prefix_cache import PrefixCache
+from edgejudge.prefixes import OneAhead, Prefixes, Scorer
+from edgejudge.reasoning import longest, reason
+from edgejudge.regions import Boxes, Region, RegionProposer, cut_out, filled, find, is_small
+from edgejudge.time_budget import Pace, Watch
 from edgejudge.turns import Stop, Turns
-from edgejudge.verdict import RuleVerdict, Verdict
+from edgejudge.verdict import Note, RuleVerdict, Verdict
+
+if TYPE_CHECKING:
+    from edgejudge.whole_judging import WholeJudging
 
 __all__ = ["OneAhead", "Scorer", "Screening"]
 
 
-class Scorer(Answerer, Protocol):
-    """What a Judge needs of an engine; `edgejudge.runtime.Engine` is one. `fleet` are its devices
-    beside the CPU, as edgejudge.runtime.fleet has them.
-    """
-
-    fleet: Any
-
-    def encode_image(
-        self, feeds: Mapping[str, NDArray[Any]], trace: Any = None
-    ) -> NDArray[np.float32]: ...
-    def prefill(
-        self,
-        ids: Sequence[int],
-        visual: NDArray[np.float32] | None = None,
-        positions: NDArray[np.int64] | None = None,
-        after: Any = None,
-    ) -> Any: ...
-    def holds(self, prefix: Any) -> bool: ...
-    def snapshot(
-        self, prefix: Any, after: Any = None, most: int | None = None
-    ) -> NDArray[np.float32] | None: ...
-    def restore(self, rows: NDArray[np.float32], position: int, after: Any = None) -> Any: ...
-    def append(
-        self,
-        ids: Sequence[int],
-        visual: NDArray[np.float32] | None = None,
-        positions: NDArray[np.int64] | None = None,
-        after: Any = None,
-    ) -> tuple[Any, NDArray[np.float32]]: ...
-    def step(self, token: int, after: Any) -> tuple[Any, NDArray[np.float32]]: ...
-    def full_logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
-    def room(self, prefix: Any) -> int: ...
-    def score(self, prefix: Any, branches: Sequence[Sequence[int]]) -> NDArray[np.float32]: ...
-
-
-@dataclass(slots=True)
-class _Encoded:
-    """A picture as the text model takes it."""
-
-    rows: int
-    cols: int
-    visual: NDArray[np.float32]  # [N, D]
-
-
-@dataclass(slots=True)
-class OneAhead(Prepared):
-    """Without `encoded` its prefix was found in the cache."""
-
-    rgb: NDArray[np.uint8] | None = None
-    key: str | None = None
-    encoded: _Encoded | None = None
-
-
-# A prefix, where it came from, and how many of its tokens were there already.
-_Had = tuple[Any, Found, int]
-
-
-class Screening(Judging):
+class Screening(Prefixes):
     """`prepare` may run in any thread, `finish` takes turns."""
-
-    _engine: Scorer
 
     def __init__(
         self,
@@ -98,137 +45,212 @@ class Screening(Judging):
         prompts: Prompts,
         limits: Limits,
         cache: PrefixCache | None,
+        proposer: RegionProposer | None = None,
     ) -> None:
-        store = None if cache is None else cache.store
-        # The fingerprint is of all that prompts, pixels and graphs are made from.
-        identity = [bundle.fingerprint.encode(), *(() if cache is None else _versions())]
-        identity.append(engine.fleet.numerics().encode())
-        super().__init__(bundle, engine, prompts, limits, store, identity)
-        self._cache = cache
-        self._system: Any = None  # the prefix before the picture, while the engine holds it
-        self._encoding = Lock()  # many threads may prepare, and each encoding takes much memory
+        """`proposer` is asked for the objects of CLUE's conditions, where the caller names none."""
+        super().__init__(bundle, engine, prompts, limits, cache)
+        self._proposer = proposer
+        self._whole: WholeJudging | None = None
+        self._pace = Pace()
+        self._ordered: tuple[tuple[PlannedRule, ...], tuple[str, ...]] = (), ()
 
-    def prepare(self, image: ImageInput, stop: Stop) -> OneAhead:
-        """Decodes and encodes, unless the cache knows the picture."""
-        made = OneAhead(self._engine.new_trace())
+    def prepare(
+        self,
+        image: ImageInput,
+        stop: Stop,
+        plan: Plan | None = None,
+        regions: Sequence[Region] = (),
+    ) -> OneAhead:
+        """Decodes and encodes, unless the cache knows the picture, or the plan's gate may do
+        without its encoding.
+        """
+        made = OneAhead(self._engine.new_trace(), regions=tuple(regions))
         with failing(made):
-            made.rgb = self._read(made, image)
-            if self._cache is not None:
-                with made.trace.span("look up"):
-                    made.key = self._key(made.rgb)
-                    if made.key in self._cache:
-                        return made
-            stop.check()
-            made.encoded = self._encode(made.rgb, made.trace)
+            self._see(made, image)
+            if plan is not None and plan.clue is not None and self._proposer and not regions:
+                assert made.rgb is not None
+                with made.trace.span("regions"):
+                    made.regions = tuple(self._proposer.propose(made.rgb, _objects(plan)))
+            if plan is None or plan.gate is None:
+                self._encode_ahead(made, stop)
         return made
-
-    def give_up(self) -> None:
-        """Nobody waits any more for what devices are at now."""
-        self._engine.fleet.give_up()
 
     def finish(self, made: OneAhead, plan: Plan, stop: Stop, turns: Turns) -> Verdict:
         """Waits for a turn with the engine, asks and decides."""
         rules: tuple[RuleVerdict, ...] = ()
         found: Found = "off"
         reused = 0
-        if made.failure is None:
+        if made.failure is None and plan.whole is not None:
             with failing(made), self.having([made], stop, turns) as (prefix, found, reused):
-                logits = self._engine.score(prefix, plan.branches)  # [B, R]
-                rules = self._rules(logits, plan, made.trace)
+                rules = self._answered(made, prefix, plan.whole, plan.band)
+        elif made.failure is None:
+            with failing(made):
+                priors = self._plan_priors(plan, stop, turns)
+                cases = Cases.of(plan, priors, partial(_boxes, made))
+                order = self._order(plan, stop, turns)
+                why = None
+                watch = Watch(plan.budget, self._pace, made.trace)
+                with self._turn(made.trace, stop, turns):
+                    if plan.gate is not None:
+                        self._gate(made, cases, plan.gate)
+                    if cases.branches() and watch.left_ms > 0:
+                        prefix, found, reused = self._prefix([made])
+                        self._pace.learn(made.trace.spans)
+                        for branches in passes(cases, plan, order, watch):
+                            made.use("tokens")
+                            cases.answer(self._ask(made, prefix, plan, branches))
+                        why = self._settle(made, cases, plan, prefix, watch)
+                rules = self._decided(made, cases, why)
+                made.notes += unasked(rules, plan, "tokens" in made.used)
         return self._verdict(made, plan, rules, found, reused)
 
-    @contextmanager
-    def having(self, made: Sequence[OneAhead], stop: Stop, turns: Turns) -> Iterator[_Had]:
-        """The engine for the caller alone, with the pictures in it, one behind the other."""
-        with self._turn(made[0].trace, stop, turns):
-            yield self._prefix(made)
+    def _ask(
+        self, made: OneAhead, prefix: Any, plan: Plan, branches: Sequence[int]
+    ) -> dict[int, float]:
+        """P(yes) of some of the plan's branches, packed over the prefix."""
+        begun = len(made.trace.spans)
+        logits = self._engine.score(prefix, [plan.branches[place] for place in branches])  # [B, R]
+        self._pace.learn(made.trace.spans[begun:])
+        with made.trace.span("decide"):
+            return self._probabilities(logits, branches)
 
-    def _key(self, rgb: NDArray[np.uint8]) -> str:
-        pixels = np.ascontiguousarray(rgb)
-        return key_of([*self._identity, repr(pixels.shape).encode(), pixels.data])
+    def _answered(
+        self, made: OneAhead, prefix: Any, policy: Policy, band: float
+    ) -> tuple[RuleVerdict, ...]:
+        """The rules of a policy that is judged as a whole, by one answer."""
+        from edgejudge.whole_judging import WholeJudging
 
-    def _encode(self, rgb: NDArray[np.uint8], trace: Spans) -> _Encoded:
-        with trace.span("preprocess"):
-            seen = preprocess(rgb, self._image_spec)
-        with self._encoding:
-            return _Encoded(seen.rows, seen.cols, self._engine.encode_image(seen.feeds, trace))
+        if self._whole is None:
+            self._whole = WholeJudging(self._bundle, self._engine, self._prompts, self.document)
+        made.use("answer")
+        with made.trace.span("answer"):
+            rules, notes = self._whole.judge(prefix, policy, band)
+        made.notes += notes
+        return rules
 
-    def _prefix(self, made: Sequence[OneAhead]) -> _Had:
-        """The pictures' prefix, where it came from, and how many of its tokens were there
-        already.
+    def _gate(self, made: OneAhead, cases: Cases, gate: float) -> None:
+        """Skips the rules whose texts are not about the picture."""
+        from edgejudge.models.crop import CropSpec, prepare_crop
+
+        record = self._bundle.manifest.relevance
+        assert record is not None and made.rgb is not None
+        made.use("relevance")
+        with made.trace.span("relevance"):
+            pixels = prepare_crop(made.rgb, CropSpec.from_json(record.preprocessing))
+            cosines = self._engine.relevance(pixels)  # [rules of the encoder]
+        if not np.isfinite(cosines).all():
+            raise ProviderError("the relevance encoder gave cosines that are not numbers")
+        cases.skip(dict(enumerate(cosines.tolist())), gate)
+
+    def _order(self, plan: Plan, stop: Stop, turns: Turns) -> Sequence[str]:
+        """Of the rules, for a plan with a budget; the last one is kept, since many pictures have
+        the same.
         """
-        reused = self._put_system()
-        after, key = self._system, None
-        found: set[Found] = set()
-        for count, one in enumerate(made):
-            # What a picture's keys and values are depends on all that lies before it.
-            key = (
-                one.key if count == 0 or one.key is None else key_of([f"{key} {one.key}".encode()])
-            )
-            try:
-                after, how, tokens = self._put_picture(one, after, key)
-            except InputError as error:
-                if error.code == "too_long" and len(made) > 1:
-                    raise InputError(
-                        "too_many_images",
-                        f"{count} of {len(made)} pictures fill the context ({error})",
-                    ) from None
-                raise
-            found.add(how)
-            reused += tokens
-        return after, "miss" if "miss" in found else found.pop(), reused
+        if plan.budget is None:
+            return ()
+        if plan.budget.order is not None:
+            return plan.budget.order
+        rules, order = self._ordered
+        if rules is not plan.rules:
+            order = by_information(plan, self.priors(prior_texts(plan), stop, turns, plan.question))
+            self._ordered = plan.rules, order
+        return order
 
-    def _put_picture(self, one: OneAhead, after: Any, key: str | None) -> _Had:
-        """One picture behind the prefix `after`; `key` names both."""
-        engine = self._engine
-        if self._cache is not None and key is not None:
-            kept = self._cache.get(key)
-            if kept is not None:
-                return engine.restore(kept.rows, kept.position, after), "hit", kept.rows.shape[3]
-        if one.encoded is None:  # it was there when it was looked up, or is there by itself
-            assert one.rgb is not None
-            one.encoded = self._encode(one.rgb, one.trace)
-        rows, cols = one.encoded.rows, one.encoded.cols
-        ids = self._prompts.image_ids(rows, cols)
-        positions = self._prompts.image_positions(
-            rows, cols, 0 if after is None else after.position
-        )
-        prefix = engine.prefill(ids, one.encoded.visual, positions, after)
-        if self._cache is None or key is None:
-            return prefix, "off", 0
-        with one.trace.span("keep"):
-            self._keep(self._cache, key, prefix, after)
-        return prefix, "miss", 0
-
-    def _keep(self, cache: PrefixCache, key: str, prefix: Any, after: Any) -> None:
-        rows = self._engine.snapshot(prefix, after, cache.most)
-        if rows is not None:
-            cache.put(key, KeptPrefix(rows, prefix.position))
-
-    def _put_system(self) -> int:
-        """Sees to it that the engine holds the prefix before the picture; gives how many of its
-        tokens were known.
+    def _settle(
+        self, made: OneAhead, cases: Cases, plan: Plan, prefix: Any, watch: Watch
+    ) -> str | None:
+        """CLUE's further steps for what tokens leave open, as far as they fit the time. Gives what
+        keeps it from reasoning.
         """
-        engine, head = self._engine, list(self._prompts.record.head)
-        if not head or (self._system is not None and engine.holds(self._system)):
-            return len(head)
-        key = key_of([*self._identity, b"system prompt"])
-        kept = None if self._cache is None else self._cache.get(key)
-        if kept is not None:
-            self._system = engine.restore(kept.rows, kept.position)
-            return len(head)
-        self._system = engine.prefill(head)
+        if plan.budget is not None and plan.budget.first_broken and cases.broken():
+            return None
+        for boxes, branches in cases.cut_outs().items():
+            if not watch.fits_beside(_tokens(plan, branches)):
+                break
+            answers = self._ask_beside(made, plan, branches, boxes, cut=True)
+            cases.answer_cut_out(boxes, answers)
+        while regions := cases.regions():  # one by one: an answer may settle what others wait for
+            boxes, branches = next(iter(regions.items()))
+            if not watch.fits_beside(_tokens(plan, branches)):
+                break
+            answers = self._ask_beside(made, plan, branches, boxes, cut=False)
+            cases.answer_without(boxes, answers)
+        if cases.to_reason() is None or plan.clue is None:
+            return None
+        try:
+            self._open_grammar()
+        except ProviderError as error:
+            return str(error)
+        while (case := cases.to_reason()) is not None:
+            if not watch.fits_reasoning(longest(plan.clue.turns)):
+                return "there was no time left to reason about it"
+            if not self._engine.holds(prefix):
+                prefix = self._prefix([made])[0]
+            self._reason(made, cases, case, prefix, plan.clue.turns)
+        return None
+
+    def _ask_beside(
+        self, made: OneAhead, plan: Plan, branches: Sequence[int], boxes: Boxes, cut: bool
+    ) -> dict[int, float]:
+        """Of a part of the picture, or of the picture without it, in the place of the picture."""
+        made.use("region")
+        with made.trace.span("region"):
+            return self._ask(made, self._beside(made, boxes, cut), plan, branches)
+
+    def _beside(self, made: OneAhead, boxes: Boxes, cut: bool) -> Any:
+        """The prefix of that, which takes the place of the picture's."""
+        assert made.rgb is not None
+        rgb = (cut_out if cut else filled)(made.rgb, boxes)
+        other = OneAhead(made.trace, rgb=rgb)
         if self._cache is not None:
-            self._keep(self._cache, key, self._system, None)
-        return 0
+            other.key = self._key(rgb)
+        prefix = self._prefix([other])[0]
+        made.prefixes += other.prefixes
+        return prefix
+
+    def _reason(self, made: OneAhead, cases: Cases, case: Case, prefix: Any, turns: int) -> None:
+        """One condition, wherever it is asked."""
+        made.use("reasoning")
+        made.reasoned += 1
+        begun = len(made.trace.spans)
+        same, tokens = list(cases.same(case)), self._bundle.manifest.tokens
+        for each in same:
+            each.reasoned = True
+        with made.trace.span("reason"):
+            if case.small:
+                prefix = self._beside(made, case.boxes, cut=True)
+            text = case.question.text
+            try:
+                found = reason(
+                    self._engine, self._prompts, tokens, prefix, text, turns, self.document
+                )
+            except InputError as error:
+                if error.code != "too_long":
+                    raise
+                made.notes += (Note("not_reasoned", f"'{text}' stays undecided: {error}"),)
+                return
+        self._pace.learn([span for span in made.trace.spans[begun:] if span.name == "reason"])
+        for each in same:
+            each.rating, each.rationale = found.holds, found.rationale
 
 
-def _versions() -> tuple[bytes, bytes]:
-    """Of what computes a prefix: a kept one may outlive the process. Both are loaded already, and
-    asking the installed packages' metadata would cost a cold start several milliseconds.
-    """
-    import onnxruntime
+def _objects(plan: Plan) -> list[str]:
+    """What a proposer is to look for."""
+    rules = [rule for rule in plan.rules if rule.clue is not None and rule.calibration is None]
+    texts = [q.text for rule in rules for either in rule.conditions for q in either if q.known]
+    return list(dict.fromkeys([*texts, *(name for rule in rules for name in rule.objects)]))
 
-    import edgejudge
 
-    return edgejudge.__version__.encode(), onnxruntime.__version__.encode()
+def _tokens(plan: Plan, branches: Sequence[int]) -> int:
+    """Of a pass over some of the plan's branches."""
+    return len(frozenset().union(*token_nodes([plan.branches[place] for place in branches])))
+
+
+def _boxes(
+    made: OneAhead, rule: PlannedRule, question: Question, settings: ClueSettings
+) -> tuple[Boxes, bool]:
+    """Of a question's object: regions with the condition's own name go before the rule's."""
+    if not made.regions or made.rgb is None:
+        return (), False
+    boxes = find(made.regions, (question.text, *rule.objects), settings, made.rgb.shape)
+    return boxes, is_small(boxes, made.rgb.shape, settings)

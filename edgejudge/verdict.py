@@ -12,6 +12,7 @@ __all__ = [
     "AlternativeVerdict",
     "Answered",
     "ConditionVerdict",
+    "Escalation",
     "InputFailure",
     "Note",
     "Outcome",
@@ -170,7 +171,8 @@ class RuleVerdict:
     `uncertain_between` are the probabilities around the threshold inside which nothing is decided;
     both are None where CLUE decides, whose limits are of each question. `raw_probability` is the
     model's where `probability` was calibrated. `relevance` is the cosine of the picture with the
-    rule's text, where the gate was asked for; a rule that it skipped was asked nothing.
+    rule's text, where the gate was asked for; a rule that it skipped was asked nothing. `bundle` is
+    the name of the second one of a cascade where that was asked.
     """
 
     id: str
@@ -183,6 +185,7 @@ class RuleVerdict:
     conditions: tuple[ConditionVerdict, ...]
     raw_probability: float | None = None
     relevance: float | None = None
+    bundle: str | None = None
 
     def to_json(self) -> dict[str, object]:
         between = self.uncertain_between
@@ -205,6 +208,35 @@ def _rounded(value: float | None) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Escalation:
+    """What a second bundle was asked about one picture, and what it took. `before` are the rules as
+    the first one left them; `error` says why the second gave nothing, and they stand.
+    """
+
+    bundle: str
+    bundle_sha256: str
+    calibration: str | None
+    method: Literal["thresholds", "clue"]
+    before: tuple[RuleVerdict, ...]
+    error: InputFailure | None
+    stages_used: tuple[str, ...]
+    stages_ms: Table[float]
+    placement: Table[str]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "bundle": {"name": self.bundle, "sha256": self.bundle_sha256},
+            "calibration": self.calibration,
+            "method": self.method,
+            "before": [rule.to_json() for rule in self.before],
+            "error": self.error.to_json() if self.error else None,
+            "stages_used": list(self.stages_used),
+            "stages_ms": {name: round(ms, 3) for name, ms in self.stages_ms.items()},
+            "placement": dict(self.placement),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """One picture against one policy.
 
@@ -218,6 +250,9 @@ class Verdict:
     are decided, `stages_used` the steps that it took: relevance, tokens, region, reasoning.
     `image_prefixes` counts the pictures that were prefilled, without regions and crops among them,
     `reasoning_calls` the conditions that were reasoned about.
+
+    All of this is the first bundle's, where a cascade asked a second one about what the first left
+    open; the second's own is in `escalated`. `rules` and the `verdict` are what became of both.
     """
 
     verdict: Outcome | None
@@ -240,6 +275,13 @@ class Verdict:
     stages_used: tuple[str, ...] = ()
     image_prefixes: int = 0
     reasoning_calls: int = 0
+    escalated: Escalation | None = None
+
+    @property
+    def total_ms(self) -> float:
+        """All stages together, a second bundle's too."""
+        second = 0.0 if self.escalated is None else sum(self.escalated.stages_ms.values())
+        return sum(self.stages_ms.values()) + second
 
     @property
     def broken(self) -> tuple[RuleVerdict, ...]:
@@ -253,7 +295,9 @@ class Verdict:
             "path": self.path,
             "sha256": self.sha256,
             "verdict": self.verdict,
-            "rules": [rule.to_json() for rule in self.rules],
+            "rules": [
+                rule.to_json() | {"bundle": rule.bundle or self.bundle} for rule in self.rules
+            ],
             "notes": [note.to_json() for note in self.notes],
             "error": self.error.to_json() if self.error else None,
             "bundle": {"name": self.bundle, "sha256": self.bundle_sha256},
@@ -271,4 +315,5 @@ class Verdict:
             "reused_tokens": self.reused_tokens,
             "image_prefixes": self.image_prefixes,
             "reasoning_calls": self.reasoning_calls,
+            "escalated": self.escalated.to_json() if self.escalated else None,
         }

@@ -247,5 +247,5 @@ def fake_judge(folder: Path, manifest: Manifest, engine: FakeEngine) -> Judge:
     record = FileRecord(file.name, file.stat().st_size, sha256_of_file(file))
     signed = replace(manifest, files=(record,)).signed()
     (folder / "bundle.json").write_bytes(signed.canonical())
-    assert json.loads(signed.canonical())["name"] == "fake"
+    assert json.loads(signed.canonical())["name"] == manifest.name
     return Judge(Bundle.open(folder), engine)

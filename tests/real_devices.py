@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgejudge.bundle import Bundle, FidelityRecord
 from edgejudge.export import Cut, export, seal
-from edgejudge.policy import builtin_names, load_policy
+from edgejudge.policy import COMPILED, load_policy
 from edgejudge.runtime import Engine
 from edgejudge.runtime.accelerator import Accelerator
 from edgejudge.runtime.fleet import Fleet
@@ -34,7 +34,7 @@ def nano() -> Path:
     with _alone(_OUT):
         if out.is_dir() and stamp.is_file() and stamp.read_text() == state:
             return out
-        policies = [load_policy(name).record() for name in builtin_names()]
+        policies = [load_policy(name).record() for name in COMPILED]
         targets = ("cpu", "gpu", "npu", "npu:a16w4", "npu:a8w8")
         export(NANO / "checkpoint", out, "w8", Cut(2), policies, force=True, targets=targets)
         seal(out, UNMEASURED)

@@ -79,6 +79,12 @@ def test_a_template_is_found_wherever_it_lies(
         (tiny, edited("'Assistant:'", "'Judge:'"), "its chat template writes .*Judge:.*Assistant:"),
         (tiny, edited("else ': '", "else ':'"), "its chat template writes"),
         (tiny_qwen, edited("You are a helpful", "You are a strict"), "writes .*strict.*helpful"),
+        (
+            tiny,
+            edited("_utterance>\\n'", "_utterance>\\n' * loop.index0"),
+            "its chat template writes",
+        ),
+        (tiny_qwen, edited("'<|im_end|>\\n'", "'<|im_end|>\\n' * loop.index"), "There is one"),
         (tiny, edited("{% if add", "{% wrong add"), "cannot be rendered"),
         (tiny, edited("part['text']", "part['text'].missing()"), "cannot be rendered"),
         (tiny, edited("part['text']", "''.__class__.__mro__"), "cannot be rendered|writes"),

@@ -1,5 +1,6 @@
 """A tiny CLIP and a tiny SigLIP through Optimum, into a bundle. `make test-gate` runs this."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -114,6 +115,13 @@ def test_an_encoder_becomes_a_stage(
     # The judge judges as before.
     judge = Judge.load(bundle, fingerprint=opened.fingerprint, threads=1)
     assert judge.screen(canary_image(64, 64)).error is None
+    # Its gate skips the rules whose texts are not about the picture.
+    plan, middle = judge.plan("stickers", relevance_gate=True), float(np.median(seen[0]))
+    assert plan.gate == 0.22
+    gated = judge.screen(canary_image(40, 90), dataclasses.replace(plan, gate=middle))
+    assert [rule.relevance for rule in gated.rules] == pytest.approx(seen[0].tolist(), abs=1e-5)
+    skipped = [rule.conditions[0].test == "relevance" for rule in gated.rules]
+    assert skipped == (seen[0] < middle).tolist() and any(skipped) and not all(skipped)
 
 
 def test_a_second_encoder_needs_force(

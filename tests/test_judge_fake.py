@@ -91,16 +91,30 @@ def test_the_json_form_is_plain_and_complete(judge: Judge, engine: FakeEngine) -
         "error",
         "bundle",
         "policy",
+        "calibration",
+        "stages_used",
         "stages_ms",
         "placement",
         "prefix_cache",
         "reused_tokens",
+        "image_prefixes",
+        "reasoning_calls",
+        "escalated",
     ]
+    assert row["policy"]["method"] == "thresholds" and row["calibration"] is None
+    assert (row["stages_used"], row["image_prefixes"]) == (["tokens"], 1)
     assert row["rules"][0]["conditions"][0]["alternatives"][1] == {
         "text": "a gun",
         "probability": 0.9,
+        "raw_probability": None,
         "known": True,
+        "outcome": "holds",
+        "test": "threshold",
+        "prior": None,
+        "without_region": None,
+        "rationale": None,
     }
+    assert row["rules"][0]["conditions"][0]["decided_by"] == "a gun"
 
 
 def test_verdicts_are_values(judge: Judge) -> None:

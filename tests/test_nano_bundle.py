@@ -8,7 +8,7 @@ import pytest
 from edgejudge.bundle import Bundle, Manifest, read_manifest
 from edgejudge.export import export
 from edgejudge.goldens import graph_error
-from edgejudge.policy import builtin_names, load_policy
+from edgejudge.policy import COMPILED, load_policy
 from edgejudge.runtime import Engine
 
 NANO = Path(__file__).parent.parent / "models" / "nano"
@@ -18,7 +18,7 @@ MOST_WHEEL_BYTES = 40 * 10**6
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     out = tmp_path_factory.mktemp("nano") / "bundle"
-    policies = [load_policy(name).record() for name in builtin_names()]
+    policies = [load_policy(name).record() for name in COMPILED]
     shipped = read_manifest(NANO / "bundle")
     return read_manifest(export(NANO / "checkpoint", out, shipped.recipe, policies=policies))
 

@@ -49,7 +49,7 @@ def test_verdicts_mean_something(exported: tuple[Path, Manifest]) -> None:
     names = known_names(judge.bundle.manifest.concepts)
     shown, absent = [], []
     for picture in split_pictures(read_calibration(NANO / "calibration")).gate[::2]:
-        texts = [t for t in picture.conditions if knows(names, t)]
+        texts = [t for t in picture.conditions if knows(names, t, judge.bundle.manifest.patterns)]
         rules = [
             f"  - {{id: r{i}, text: t, category: c, conditions: [{text}]}}"
             for i, text in enumerate(texts)

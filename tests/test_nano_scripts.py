@@ -118,7 +118,8 @@ def test_a_whole_picture_shows_what_its_bare_tiles_were_given(
     own = torch.arange(100.0, 126.0).half().reshape(2, 13, 1, 1).expand(-1, -1, 16, 4)
     bare = rng.random((2, 13)) < 0.5
     bare[:, -1] = False
-    whole = nano["mosaics"].Whole(own, np.array([[1, 0, 0, 0, -1], [0, 0, 1, 0, 0]], np.int8), bare)
+    present = np.array([[1, 0, 0, 0, -1], [0, 0, 1, 0, 0]], np.int8)
+    whole = nano["mosaics"].Whole(own, present, bare, [(), ()])
     pool = nano["mosaics"].Pool(views, shown, {(3, 4): whole})
     exchanged = 0
     for _ in range(60):

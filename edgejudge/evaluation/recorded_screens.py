@@ -65,6 +65,8 @@ def _row(example: Example, aim: str, verdict: Mapping[str, Any], where: str) -> 
     """One decision of a screening, from the verdict's JSON."""
     seen, why = screen_answer(aim, verdict, where)
     stages = verdict.get("stages_ms") or None
+    if stages and isinstance(second := verdict.get("escalated"), dict):
+        stages = {**stages, "second bundle": sum(second["stages_ms"].values())}
     return make_row(
         example,
         aim,
