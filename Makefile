@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-bundle
+.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -129,6 +129,12 @@ nano-qwen: $(VENV)/.train  ## train a very small Qwen2.5-VL on twelve concepts (
 nano-eval: $(VENV)/.train  ## AUROC and F1 of the shipped bundle on 1,000 test pictures
 	cd $(NANO) && $(abspath $(BIN))/python evaluate.py --bundle bundle
 
+nano-tasks: $(VENV)/.train  ## how well the shipped bundle counts, relates, compares, scores and explains
+	cd $(NANO) && $(abspath $(BIN))/python evaluate_tasks.py --bundle bundle $(EVAL_ARGS)
+
+nano-policy: $(VENV)/.train  ## F1, false alarms and calibration of the shipped bundle on drawn pictures; fits a calibration file
+	cd $(NANO) && $(abspath $(BIN))/python evaluate_policy.py --bundle bundle $(EVAL_ARGS)
+
 nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
 	$(BIN)/edgejudge export $(NANO)/checkpoint --out $(NANO)/bundle --recipe w8 --force
 
@@ -161,6 +167,10 @@ bench-pieces: $(VENV)/.test  ## pieces of a layer in two forms: apart and fused,
 
 bench-npu: $(VENV)-swiftshader/.stamp  ## pieces of static graphs in several forms on Qualcomm's HTP: how exact, or why not
 	$(VENV)-swiftshader/bin/python tests/bench/npu_pieces.py 2>/dev/null
+
+bench-budget: $(VENV)/.runtime  ## what of a policy is decided within how many milliseconds, and how often wrongly (BENCH_ARGS="--budgets 200,250")
+	$(BIN)/python tests/bench/policy_labels.py $(NANO)/calibration/questions.json build/budget/labels.csv
+	$(BIN)/edgejudge risk-curve build/budget/labels.csv --pictures $(NANO)/calibration $(BENCH_ARGS)
 
 bench-memory: $(VENV)/.runtime  ## seconds and memory within a budget (BUNDLE=..., BENCH_ARGS="--batch 1 --batch 8")
 	$(BIN)/python tests/bench/lean.py $(BUNDLE) $(BENCH_ARGS)

@@ -13,6 +13,7 @@ if not Path(__path__[0], "export").exists():
     __path__.append(str(Path(__path__[0]).parent))
 
 if TYPE_CHECKING:
+    from edgejudge.calibration import Calibration
     from edgejudge.errors import (
         BundleError,
         EdgeJudgeError,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         PolicyError,
         ProviderError,
     )
-    from edgejudge.calibration import Calibration
     from edgejudge.judge import Judge
     from edgejudge.policy import Policy
     from edgejudge.regions import Region

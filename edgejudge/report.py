@@ -4,6 +4,7 @@ Takes verdicts; gives rows of text, lines, or draws on a terminal. Knows nothing
 were reached. File names are hostile here too: what could steer a terminal is escaped.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
@@ -25,6 +26,7 @@ Row = tuple[str, str, str, str]
 OUTCOMES = ("unsafe", "uncertain", "safe", "failed")
 
 _HEADINGS = ("path", "verdict", "why", "ms")
+_MOST_CHARS = 60  # of a question
 _MOST_REASONS = 3  # per row; --json has them all
 _HOW = {
     "region": ", gone without its region",
@@ -103,7 +105,9 @@ def _named(rule: RuleVerdict) -> str:
     shown = choose(conditions, key=lambda condition: condition.probability or 0.0).deciding
     value = "" if shown.probability is None else f" {shown.probability:.2f}"
     by = "" if rule.bundle is None else f", by {rule.bundle}"
-    return f"{rule.id}{value} ({shown.text}{_HOW.get(shown.test, '')}{by})"
+    # A condition may be a whole policy.
+    text = textwrap.shorten(shown.text, _MOST_CHARS, placeholder="...")
+    return f"{rule.id}{value} ({text}{_HOW.get(shown.test, '')}{by})"
 
 
 def printable(text: str) -> str:

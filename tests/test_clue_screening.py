@@ -399,7 +399,7 @@ def fitted(judge: Judge, *rules: tuple[str, float, tuple[float, float]]) -> Cali
                 {},
                 threshold,
                 between,
-                AimRecord("fbeta", 1.0, "point estimate", True, None, None),
+                AimRecord("fbeta", 1.0, "point estimate", True, None, None, None),
                 GuaranteeRecord(0.1, 0.1, None, None, none, ("few labels",)),
                 {"none": -0.5},
                 none,

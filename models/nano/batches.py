@@ -129,7 +129,7 @@ def make_batch(
 def producer(out: Any, wishes: Any, args: argparse.Namespace, seed: int) -> None:
     """A process that keeps batches ready."""
     rng = np.random.default_rng(seed)
-    stage = Stage("train", args.sprites, args.photos)
+    stage = Stage("train", args.sprites, args.photos, favoured=args.favoured)
     prompts = Prompts(Tokenizer.from_file(str(args.out / "tokenizer.json")), args.tokens_per_view)
     rates = base_rates()
     parent = os.getppid()

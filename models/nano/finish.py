@@ -10,29 +10,40 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from concepts import CONCEPTS
 from scene import VIEW
+from tasks import PATTERNS
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from words import CHAT_TEMPLATE, SPECIALS, TEMPLATE
 
+YES_NO = {"yes": ("Yes", " Yes", "yes", " yes"), "no": ("No", " No", "no", " no")}
+# What else is answered by one token: times and scores, and which of two.
+LABELS = YES_NO | {label: (f" {label}",) for label in (*"012345", *"AB")}
+
 
 def card(
-    name: str, known: Collection[str], thresholds: dict[str, float], band: float, pictures: str
+    name: str,
+    known: Collection[str],
+    thresholds: dict[str, float],
+    band: float,
+    pictures: str,
+    labels: Mapping[str, Sequence[str]],
+    patterns: Sequence[str] = (),
 ) -> dict[str, object]:
-    """judge.json: what the judge claims to know and how it wants to be asked; `pictures` is the
-    folder of its calibration set.
+    """judge.json: what the judge claims to know, beside concepts in `patterns` of them, and how it
+    wants to be asked; `pictures` is the folder of its calibration set.
     """
     return {
         "schema_version": 1,
         "name": name,
         "question_template": TEMPLATE,
-        "labels": {"yes": ["Yes", " Yes", "yes", " yes"], "no": ["No", " No", "no", " no"]},
+        "labels": {name: list(variants) for name, variants in labels.items()},
         "concepts": [
             {
                 "name": c.name,
@@ -42,6 +53,7 @@ def card(
             for c in CONCEPTS
             if c.name in known
         ],
+        "patterns": list(patterns),
         "policies": [{"policy": "stickers", "thresholds": thresholds}] if thresholds else [],
         "band": band,
         "calibration_set": pictures,
@@ -80,7 +92,8 @@ def main() -> None:
     )
     processor.save_pretrained(args.out)
     thresholds = json.loads(args.thresholds.read_text()) if args.thresholds else {}
-    judge = card("nano", [c.name for c in CONCEPTS], thresholds, args.band, "../calibration")
+    names = [c.name for c in CONCEPTS]
+    judge = card("nano", names, thresholds, args.band, "../calibration", LABELS, PATTERNS)
     (args.out / "judge.json").write_text(json.dumps(judge, indent=1) + "\n")
     for file in sorted(args.out.iterdir()):
         print(f"{file.name}: {file.stat().st_size} bytes")

@@ -111,7 +111,8 @@ class Loop:
         self.adam.zero_grad(set_to_none=True)
         self.muon.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        moved = [p for p in self.model.parameters() if p.grad is not None]
+        torch.nn.utils.clip_grad_norm_(moved, 1.0)
         self.adam.step()
         self.muon.step()
         self.step += 1
@@ -125,9 +126,9 @@ class Loop:
 
     def _log(self) -> None:
         names = list(dict.fromkeys(k for r in self._seen for k in r))
-        mean = {k: float(np.nanmean([r[k] for r in self._seen if k in r])) for k in names}
+        kept = {k: [r[k] for r in self._seen if not math.isnan(r.get(k, math.nan))] for k in names}
         line: dict[str, float] = {"step": self.step}
-        line |= {k: round(v, 4) for k, v in mean.items()}
+        line |= {k: round(float(np.mean(v)), 4) for k, v in kept.items() if v}
         line["s_per_step"] = round((time.time() - self._window) / len(self._seen), 2)
         print(json.dumps(line), flush=True)
         self._seen, self._window = [], time.time()

@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from batches import Questions
 from concepts import CONCEPTS
-from scene import IGNORE
+from packs import NOTHING, Pack
+from scene import CELL, IGNORE, VIEW
 from words import Prompts
 
+PLACED_BY = 2  # layers of the text model after which a visual token knows where it lies
+MENTIONED_BY = 4  # and after which a thing's name knows where the thing lies, and how large it is
 BACKGROUND_WEIGHT = 0.15  # of a token that lies on no drawing, in the sprite loss
 
 
@@ -25,6 +28,9 @@ class Losses:
         self.scale = torch.nn.Parameter(torch.tensor(10.0, device=device))
         self.bias = torch.nn.Parameter(torch.full((len(CONCEPTS),), -4.0, device=device))
         hidden = model.config.text_config.hidden_size
+        self.cells = torch.nn.Parameter(torch.zeros(2, hidden, device=device))
+        self.places = torch.nn.Parameter(torch.zeros(3, hidden, device=device))
+        self.mentions = torch.nn.Parameter(torch.zeros(4, hidden, device=device))
         self.sprites = torch.nn.Parameter(torch.zeros(drawings + 1, hidden, device=device))
         names = [prompts.ids(" " + c.name) for c in CONCEPTS]
         width = max(map(len, names))
@@ -69,6 +75,15 @@ class Losses:
         shuffled = hidden.unflatten(1, (kept.shape[1], -1)).flatten(2)
         out = core.connector.modality_projection(shuffled)
         return out
+
+    def cell_loss(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Where in its view each visual token lies, which labels alone make a tower forget: squared
+        error of down and across. tokens [N, T, D], cells [N, T] counted row by row.
+        """
+        side = VIEW // CELL
+        where = torch.stack([cells // side, cells % side], -1).to(tokens.dtype) / (side - 1) - 0.5
+        found = F.layer_norm(tokens, tokens.shape[-1:]) @ self.cells.T
+        return F.mse_loss(found, where)
 
     def dense_loss(self, tokens: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
         """Each visual token against the mean word embedding of each concept. tokens [N, T, D],
@@ -150,3 +165,58 @@ class Losses:
             rate * logp[:, self.prompts.yes[0]] + (1 - rate) * logp[:, self.prompts.no[0]]
         ).mean()
         return seen_loss, blind_loss, margin.detach()
+
+    def packed_loss(
+        self, tokens: torch.Tensor, prefix_ids: list[int], asked: Pack, places: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Cross-entropy over the whole vocabulary of what is to be learned, by kind of task; and
+        the logits [N, vocabulary] with the kinds [N] of all those tokens. tokens [B, N, D] are the
+        visual tokens of the prefix, places [N, 3] in which picture and where they lie in it.
+
+        The tower hardly says where in its view a token lies, and never in which tile; attention to
+        the tiles' own tokens can. The loss "place" asks it of each visual token early on, and
+        "mention" later on of the words that name what a picture shows once: relations were not
+        learned without.
+        """
+        core = self.text
+        head = torch.tensor(prefix_ids, device=self.device)
+        count, start = len(tokens), len(prefix_ids)
+        prefix = core.embed_tokens(head).expand(count, -1, -1).clone()
+        prefix[:, head == self.prompts.image_id] = tokens
+        ids, branch, place, target, kind = (
+            torch.from_numpy(v).to(self.device)
+            for v in (asked.ids, asked.branch, asked.place, asked.target, asked.kind)
+        )
+        hidden = torch.cat([prefix, core.embed_tokens(ids)], 1)
+        owner = torch.cat([branch.new_full((count, start), -1), branch], 1)
+        order = torch.arange(hidden.shape[1], device=self.device)
+        seen = (order[None] <= order[:, None]) & (
+            (owner[:, None] == -1) | (owner[:, None] == owner[:, :, None])
+        )  # [B, query, key]
+        mask = torch.zeros(seen.shape, device=self.device).masked_fill(
+            ~seen, torch.finfo(torch.float32).min
+        )
+        out = core(
+            inputs_embeds=hidden,
+            attention_mask=mask[:, None],
+            position_ids=torch.cat(
+                [torch.arange(start, device=self.device).expand(count, -1), start + place], 1
+            ),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        wanted = target != NOTHING
+        logits = self.model.lm_head(out.last_hidden_state[:, start:][wanted])
+        each = F.cross_entropy(logits, target[wanted], reduction="none")
+        kinds = kind[wanted]
+        losses = {name: each[kinds == i].mean() for i, name in enumerate(asked.kinds)}
+        early = out.hidden_states[PLACED_BY][:, :start][:, head == self.prompts.image_id]
+        found = F.layer_norm(early, early.shape[-1:]) @ self.places.T
+        losses["place"] = F.mse_loss(found, (places - 0.5).to(found).expand_as(found))
+        told = torch.from_numpy(asked.where).to(self.device)
+        known = ~told.isnan()
+        if known.any():
+            later = out.hidden_states[MENTIONED_BY][:, start:]
+            found = F.layer_norm(later, later.shape[-1:]) @ self.mentions.T
+            losses["mention"] = F.mse_loss(found[known], told[known] - 0.5)
+        return losses, logits.detach(), kinds

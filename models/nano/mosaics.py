@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from losses import Losses
-from scene import Scene, Stage, views_of
+from scene import Item, Scene, Stage, ensemble, views_of
 
 VIEW_COUNTS = (0.42, 0.3, 0.14, 0.08, 0.06)  # probability of 0, 1, 2 ... stickers in a pool's view
 OTHER_GROUND = 0.3  # of the bare tiles of a whole picture are exchanged for others
@@ -30,12 +30,28 @@ def encode(losses: Losses, scenes: list[Scene]) -> torch.Tensor:
     return whole.reshape(*pixels.shape[:2], *whole.shape[1:])
 
 
+def places(rows: int, cols: int, side: int, pictures: int) -> torch.Tensor:
+    """Of each visual token of some pictures of one layout: in which it lies, as 0 for the first to
+    1 for the last, and where in it, down and across in 0..1; float32 [N, 3]. A tile has side x side
+    tokens, as has the view of the whole.
+    """
+    number = torch.arange(side * side)
+    y, x = (number // side + 0.5) / side, (number % side + 0.5) / side
+    tiles = [
+        torch.stack([(r + y) / rows, (c + x) / cols], 1) for r in range(rows) for c in range(cols)
+    ]
+    one = torch.cat([*tiles, torch.stack([y, x], 1)])
+    which = torch.linspace(0, 1, pictures).repeat_interleave(len(one))
+    return torch.cat([which[:, None], one.repeat(pictures, 1)], 1)
+
+
 class Whole(NamedTuple):
     """Encoded pictures of one layout, with what each shows and which of its tiles show nothing."""
 
     tokens: torch.Tensor  # float16 [M, V, T, D]
     shown: np.ndarray  # int8 [M, C]
     bare: np.ndarray  # bool [M, V]
+    items: list[tuple[Item, ...]]  # of each
 
 
 @dataclass(slots=True)
@@ -70,15 +86,19 @@ class Pool:
             shown.append(np.stack([s.present for s in scenes]))
         whole = {}
         for (rows, cols), count in pictures.items():
-            encoded, present, bare = [], [], []
-            for _ in range(-(-count // 4)):
-                scenes = [stage.scene(rng, rows, cols) for _ in range(4)]
+            encoded, present, bare, items = [], [], [], []
+            for nth in range(-(-count // 4)):
+                scenes = []
+                for _ in range(4):  # every other four as they are sent, the rest for what relates
+                    show = ensemble(rng, stage.weights) if nth % 2 else None
+                    scenes.append(stage.scene(rng, rows, cols, show=show))
+                items += [s.items for s in scenes]
                 encoded.append(encode(losses, scenes))
                 present.append(np.stack([s.present for s in scenes]))
                 bare.append(np.stack([(s.sprite == 0).all(axis=1) for s in scenes]))
             clear = np.concatenate(bare)
             clear[:, -1] = False  # the global view
-            whole[rows, cols] = Whole(torch.cat(encoded), np.concatenate(present), clear)
+            whole[rows, cols] = Whole(torch.cat(encoded), np.concatenate(present), clear, items)
         return cls(torch.cat(tokens), np.concatenate(shown), whole)
 
     def mosaic(
@@ -100,18 +120,28 @@ class Pool:
         shown = _union(self.shown[picks])
         return self.views[torch.from_numpy(picks)], shown
 
-    def picture(
+    def known(
         self, rng: np.random.Generator, rows: int, cols: int
-    ) -> tuple[torch.Tensor, np.ndarray]:
-        """One of the whole pictures of a layout, some of its bare tiles exchanged for other ground
-        or for views that show something: the same few hundred come back every few steps.
+    ) -> tuple[torch.Tensor, np.ndarray, tuple[Item, ...], np.ndarray]:
+        """One of the whole pictures of a layout, some of its bare tiles exchanged for other ground:
+        its tokens, what it shows, its items, and its bare tiles in any order.
         """
         whole = self.pictures[rows, cols]
         pick = int(rng.integers(len(whole.tokens)))
-        tokens, shown = whole.tokens[pick].clone(), whole.shown[pick][None]
+        tokens = whole.tokens[pick].clone()
         bare = rng.permutation(np.flatnonzero(whole.bare[pick]))
         ground = bare[rng.random(len(bare)) < OTHER_GROUND]
         tokens[ground] = self.views[rng.choice(self._bare, len(ground))]
+        return tokens, whole.shown[pick], whole.items[pick], bare
+
+    def picture(
+        self, rng: np.random.Generator, rows: int, cols: int
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """As `known`, with views that show something in some of the bare tiles: the same few
+        thousand pictures come back every few hundred steps.
+        """
+        tokens, present, _, bare = self.known(rng, rows, cols)
+        shown = present[None]
         pasted = bare[: int(rng.integers(0, 4))]
         views = rng.choice(self._full, len(pasted))
         tokens[pasted] = self.views[views]

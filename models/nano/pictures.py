@@ -14,10 +14,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import tasks
 from concepts import CONCEPTS, SHIPPABLE
 from PIL import Image, ImageEnhance
 from scene import Scene, Stage
+from words import TEMPLATE
 
+RELATED = 6  # questions of each kind how often something is there, and how two things lie
 CALIBRATION_SIZE = (256, 192)
 SAMPLES = (  # name, (width, height), concepts that must be in it and no other
     ("birthday", (1280, 720), ("cake", "heart")),
@@ -41,6 +44,14 @@ def calibration(stage: Stage, folder: Path, count: int, hard: int) -> None:
         asked = [
             {"text": CONCEPTS[c].phrase, "label": int(scene.present[c])}
             for c in rng.permutation(np.flatnonzero(scene.present >= 0))
+        ]
+        related = tasks.counts(rng, scene.items, scene.present, RELATED)
+        related += tasks.relations(rng, scene.items, scene.present, RELATED)
+        before, after = TEMPLATE.split("{condition}")
+        asked += [
+            {"text": r.request.removeprefix(before).removesuffix(after), "label": int(yes)}
+            for r in dict.fromkeys(related)
+            if (yes := r.answer == " Yes") or r.answer == " No"
         ]
         questions.append({"image": name, "conditions": asked})
     (folder / "questions.json").write_text(json.dumps(questions, indent=1) + "\n")

@@ -29,6 +29,7 @@ COUNTS = (
     0.03,
 )  # probability of 0, 1, 2 ... stickers in a picture
 DISTRACTOR_SHARE = 0.2
+FAVOUR = 2.5  # how much more often a tower's weak concepts are drawn
 IGNORE = 2  # dense label of a token that is neither clearly on a sticker nor clearly off it
 RECOGNISABLE = 0.3  # share of a sticker that a view must show before it may be asked to name it
 # Width over height of the stretch a view has undergone: tiles of a 16:9 picture are 4:3 too high,
@@ -37,6 +38,18 @@ STRETCHES = ((1.0, 0.5), (0.75, 0.17), (1.333, 0.13), (0.5625, 0.12), (1.778, 0.
 
 _WEIGHTS = np.array([c.weight for c in CONCEPTS])
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sticker in a picture: its concept (-1 for a distractor), its middle in shares of the
+    picture's width and height, and the longer edge of its box in pixels.
+    """
+
+    concept: int
+    x: float
+    y: float
+    edge: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,7 @@ class Scene:
     sprite: np.ndarray  # int16 [V, T]: 1 + row of the drawing it lies on, 0 background, -1 unclear
     rows: int  # 0 when the picture is one global view
     cols: int
+    items: tuple[Item, ...] = ()  # of a whole picture; views have none
 
 
 @dataclass(slots=True)
@@ -70,6 +84,19 @@ def contents(
         -1 if rng.random() < DISTRACTOR_SHARE else int(rng.choice(len(CONCEPTS), p=weights))
         for _ in range(count)
     ]
+
+
+def ensemble(rng: np.random.Generator, weights: np.ndarray = _WEIGHTS) -> list[int]:
+    """As `contents`, for what asks how things relate: the same concept several times, or several
+    different ones, or a crowd.
+    """
+    kind = rng.random()
+    one = int(rng.choice(len(CONCEPTS), p=weights))
+    if kind < 0.4:
+        return [one] * int(rng.integers(1, 6)) + contents(rng, int(rng.integers(0, 3)), weights)
+    if kind < 0.8:
+        return contents(rng, int(rng.integers(2, 5)), weights)
+    return contents(rng, int(rng.integers(0, 11)), weights)
 
 
 def base_rates(draws: int = 40_000, seed: int = 0, weights: np.ndarray = _WEIGHTS) -> np.ndarray:
@@ -94,12 +121,15 @@ class Stage:
         photos: Path,
         artists: tuple[str, ...] | None = None,
         concepts: Collection[str] | None = None,
+        favoured: Collection[str] = (),
     ) -> None:
-        """`artists` and `concepts` leave out the drawings of all others."""
-        self.weights = _WEIGHTS
+        """`artists` and `concepts` leave out the drawings of all others; `favoured` concepts are
+        drawn FAVOUR times as often.
+        """
+        weights = _WEIGHTS * np.where([c.name in favoured for c in CONCEPTS], FAVOUR, 1.0)
         if concepts is not None:
-            self.weights = _WEIGHTS * [c.name in concepts for c in CONCEPTS]
-            self.weights /= self.weights.sum()
+            weights = weights * [c.name in concepts for c in CONCEPTS]
+        self.weights = weights / weights.sum()
         data = np.load(sprites)
         keep = np.ones(len(data["concept"]), bool)
         if artists is not None:
@@ -145,7 +175,7 @@ class Stage:
         small = 0.0625 * longest if rows else 0.2 * VIEW
         if size is not None:
             small = 0.0625 * max(size)  # 120 px in a 1920 px screenshot
-        large = (0.5 if busy else 0.8) * min(width, height)
+        large = (0.5 if busy or (show and len(show) > 3) else 0.8) * min(width, height)
         drawn = contents(rng, int(rng.integers(3, 9)) if busy else None, self.weights)
         placed: list[_Placed] = []
         for index in drawn if show is None else show:
@@ -157,16 +187,25 @@ class Stage:
         for one in placed:
             if one.concept >= 0:
                 present[one.concept] = 1
+        items = tuple(
+            Item(
+                one.concept,
+                (one.box[0] + one.box[2]) / 2 / width,
+                (one.box[1] + one.box[3]) / 2 / height,
+                float(max(one.box[2] - one.box[0], one.box[3] - one.box[1])),
+            )
+            for one in placed
+        )
         canvas = self._degrade(rng, canvas)
         if size is not None:
             none = np.zeros((0, 0), np.int16)
-            return Scene(canvas, present, none[..., None].astype(np.uint8), none, 0, 0)
+            return Scene(canvas, present, none[..., None].astype(np.uint8), none, 0, 0, items)
         if rows:
             grid = (cols * VIEW, rows * VIEW)
             canvas = canvas.resize(grid, Image.Resampling.LANCZOS)
             for one in placed:
                 one.mask = one.mask.resize(grid, Image.Resampling.BOX)
-        return Scene(canvas, present, *_labels(placed, rows, cols), rows, cols)
+        return Scene(canvas, present, *_labels(placed, rows, cols), rows, cols, items)
 
     def view(self, rng: np.random.Generator, count: int | None = None) -> Scene:
         """One view as the tower meets it among tiles and global views: `count` or 1 to 7 stickers,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from batches import make_questions
 from concepts import CONCEPTS
-from finish import card
+from finish import YES_NO, card
 from loop import Loop, add_arguments, source_of
 from losses import Losses
 from metrics import auroc
@@ -79,13 +79,13 @@ class QwenPrompts(Prompts):
     """Qwen2.5-VL's chat format; a picture is a grid of rows x cols visual tokens."""
 
     IMAGE = "<|image_pad|>"
-    OPENING = SYSTEM + "<|vision_start|>"
+    OPENING = SYSTEM
     BLIND_OPENING = SYSTEM
     CLOSING = CLOSING
     ANSWERS = ("Yes", "No")
 
-    def prefix(self, rows: int, cols: int) -> list[int]:
-        return self.ids(self.OPENING + self.IMAGE * (rows * cols) + "<|vision_end|>")
+    def _picture(self, rows: int, cols: int) -> str:
+        return f"<|vision_start|>{self.IMAGE * (rows * cols)}<|vision_end|>"
 
 
 class QwenLosses(Losses):
@@ -167,7 +167,7 @@ def finish(folder: Path, model: Any) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
     settings = {"chat_template": CHAT_TEMPLATE, "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
-    judge = card("nano-qwen", KNOWN, {}, 0.05, "../calibration")
+    judge = card("nano-qwen", KNOWN, {}, 0.05, "../calibration", YES_NO)
     judge["question_template"] = TEMPLATE
     (folder / "judge.json").write_text(json.dumps(judge, indent=1) + "\n")
     (folder / "state.pt").unlink(missing_ok=True)

@@ -88,6 +88,7 @@ class Prompts:
         self.yes, self.no = (tokenizer.encode(answer).ids for answer in self.ANSWERS)
         assert len(self.yes) == len(self.no) == 1, "Yes and No must be one token each"
         self.image_id = tokenizer.token_to_id(self.IMAGE)
+        self.end = self.ids(self.CLOSING)[0]
         asked = [
             {form: self.question(getattr(c, form)) + self.CLOSING for form, _ in NAME_FORMS}
             for c in CONCEPTS
@@ -105,14 +106,18 @@ class Prompts:
     def ids(self, text: str) -> list[int]:
         return list(self._t.encode(text).ids)
 
-    def prefix(self, rows: int, cols: int) -> list[int]:
-        """`<|im_start|>User:` and the expanded image, as SmolVLM's processor writes it."""
+    def prefix(self, rows: int, cols: int, pictures: int = 1) -> list[int]:
+        """`<|im_start|>User:` and the expanded image, as SmolVLM's processor writes it; or several
+        of one layout, one behind the other.
+        """
+        return self.ids(self.OPENING) + pictures * self.ids(self._picture(rows, cols))
+
+    def _picture(self, rows: int, cols: int) -> str:
         fake, image = "<fake_token_around_image>", self.IMAGE * self._n
-        text = self.OPENING
+        text = ""
         for r in range(1, rows + 1):
             text += "".join(f"{fake}<row_{r}_col_{c}>{image}" for c in range(1, cols + 1)) + "\n"
-        text += ("\n" if rows else "") + f"{fake}<global-img>{image}{fake}"
-        return self.ids(text)
+        return text + ("\n" if rows else "") + f"{fake}<global-img>{image}{fake}"
 
 
 def form_of(rng: np.random.Generator) -> str:

@@ -1,0 +1,65 @@
+"""Requests of several pictures with their answers, packed for one pass of the text model.
+
+Takes requests and answers as text; gives arrays of token ids, of which branch each belongs to, and
+of the tokens to be learned. Does not know pictures or the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tasks import Asked
+from words import Prompts
+
+NOTHING = -100  # no token is to be learned here; what torch's cross-entropy ignores
+
+
+@dataclass(slots=True)
+class Pack:
+    """All [B, M]: token ids, branch (-2: padding), place within the branch, token to be learned;
+    `kinds` are the names of tasks and `kind` [B, M] their indices. `where` [B, M, 4] is told of the
+    tokens that end a mention, and NaN elsewhere.
+    """
+
+    ids: np.ndarray
+    branch: np.ndarray
+    place: np.ndarray
+    target: np.ndarray
+    kind: np.ndarray
+    kinds: tuple[str, ...]
+    where: np.ndarray
+
+
+def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
+    """What is asked of each of B pictures, one branch a request."""
+    kinds = tuple(dict.fromkeys(a.kind for each in asked for a in each))
+    rows: list[list[tuple[int, int, int, int, int]]] = []
+    told: list[tuple[int, int, tuple[float, ...]]] = []
+    for each in asked:
+        row: list[tuple[int, int, int, int, int]] = []
+        for number, one in enumerate(each):
+            prompt = prompts.ids(one.request + prompts.CLOSING)
+            answer = prompts.ids(one.answer)
+            if len(answer) > 1:
+                answer = [*answer, prompts.end]
+            ids = [*prompt, *answer[:-1]]
+            targets = [NOTHING] * (len(prompt) - 1) + answer
+            kind = kinds.index(one.kind)
+            for mention in one.mentions:  # words are encoded one by one, whatever follows
+                length = len(prompts.ids(one.request[: mention.end]))
+                told.append((len(rows), len(row) + length - 1, mention.where))
+            row += [
+                (token, number, at, target, kind)
+                for at, (token, target) in enumerate(zip(ids, targets, strict=True))
+            ]
+        rows.append(row)
+    out = np.zeros((5, len(rows), max(map(len, rows))), np.int64)
+    out[1], out[3] = -2, NOTHING
+    for i, row in enumerate(rows):
+        out[:, i, : len(row)] = np.array(row).T
+    where = np.full((*out.shape[1:], 4), np.nan, np.float32)
+    for picture, at, what in told:
+        where[picture, at] = what
+    return Pack(out[0], out[1], out[2], out[3], out[4], kinds, where)
