@@ -13,6 +13,7 @@ if not Path(__path__[0], "export").exists():
     __path__.append(str(Path(__path__[0]).parent))
 
 if TYPE_CHECKING:
+    from edgejudge.answering.rubrics import Checklist, Rubric
     from edgejudge.calibration import Calibration
     from edgejudge.errors import (
         BundleError,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from edgejudge.judge import Judge
     from edgejudge.policy import Policy
     from edgejudge.regions import Region
-    from edgejudge.rubrics import Checklist, Rubric
     from edgejudge.verdict import Verdict
 
 __version__ = "0.1.0"
@@ -49,11 +49,11 @@ __all__ = [
 
 _HOMES = {
     "Calibration": "edgejudge.calibration",
-    "Checklist": "edgejudge.rubrics",
+    "Checklist": "edgejudge.answering.rubrics",
     "Judge": "edgejudge.judge",
     "Policy": "edgejudge.policy",
     "Region": "edgejudge.regions",
-    "Rubric": "edgejudge.rubrics",
+    "Rubric": "edgejudge.answering.rubrics",
     "Verdict": "edgejudge.verdict",
 }
 

@@ -15,10 +15,10 @@ from edgejudge.models.prompt import Prompts
 from edgejudge.turns import Stop, Turns
 
 if TYPE_CHECKING:
-    from edgejudge.answers import Answer, ChecklistResult, Score
-    from edgejudge.comparing import Comparing
-    from edgejudge.comparisons import Comparison, Ranking
-    from edgejudge.rubrics import Checklist, Rubric, Tasks
+    from edgejudge.answering.answers import Answer, ChecklistResult, Score
+    from edgejudge.answering.comparing import Comparing
+    from edgejudge.answering.comparisons import Comparison, Ranking
+    from edgejudge.answering.rubrics import Checklist, Rubric, Tasks
 
 __all__ = ["EPSILON", "Calls", "Images"]
 
@@ -79,9 +79,9 @@ class Calls:
         """How much of a criterion a picture has, or several in one prompt: the expectation over a
         rubric's labels, their logits divided by `temperature`.
 
-        A criterion in words, like "crowded", is asked by a `method` of edgejudge.rubrics.METHODS:
-        "rubric" is 1 to 5, "reward" 0 to 5, "quality" good or poor, "count" 0 to 4; `wording` has
-        {criterion}. A Rubric or Tasks brings its own.
+        A criterion in words, like "crowded", is asked by a `method`: "rubric" is 1 to 5, "reward" 0
+        to 5, "quality" good or poor, "count" 0 to 4; `wording` has {criterion}. A Rubric or Tasks
+        brings its own.
         """
         return self._calls.score(images, criterion, method, wording, temperature, Stop(timeout))
 
@@ -156,6 +156,6 @@ class Calls:
 
     @cached_property
     def _calls(self) -> "Comparing":
-        from edgejudge.comparing import Comparing
+        from edgejudge.answering.comparing import Comparing
 
         return Comparing(self.bundle, self.engine, self._way, self._turns, self._prompts)

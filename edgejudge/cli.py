@@ -1,7 +1,7 @@
 """The `edgejudge` command: builds the parser, runs one subcommand, turns errors into exit codes.
 
-Knows no subcommand's work: each lives in a `cli_*` module with `add_parser` and `run`. Those
-modules are light; whatever is heavy is imported when the subcommand runs.
+Knows no subcommand's work: each is a module of edgejudge.commands with `add_parser` and `run`.
+Those modules are light; whatever is heavy is imported when the subcommand runs.
 """
 
 import argparse
@@ -9,21 +9,21 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from edgejudge import (
-    __version__,
-    cli_ask,
-    cli_calibrate,
-    cli_cascade,
-    cli_check,
-    cli_compare,
-    cli_devices,
-    cli_eval,
-    cli_export,
-    cli_profile,
-    cli_relevance,
-    cli_risk,
-    cli_screen,
-    cli_tune,
+from edgejudge import __version__
+from edgejudge.commands import (
+    ask,
+    calibrate,
+    cascade,
+    check,
+    compare,
+    devices,
+    evaluate,
+    export,
+    profile,
+    relevance,
+    risk,
+    screen,
+    tune,
 )
 from edgejudge.errors import EdgeJudgeError, FidelityError
 
@@ -33,9 +33,9 @@ EXIT_STOPPED = 2
 EXIT_REFUSED = 3  # an export whose verdicts differ too much
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 _COMMANDS = (
-    *(cli_screen, cli_ask, cli_compare),
-    *(cli_export, cli_relevance, cli_profile),
-    *(cli_calibrate, cli_eval, cli_risk, cli_cascade, cli_tune, cli_devices, cli_check),
+    *(screen, ask, compare),
+    *(export, relevance, profile),
+    *(calibrate, evaluate, risk, cascade, tune, devices, check),
 )
 
 

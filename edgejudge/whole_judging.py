@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from edgejudge.answering.label_scores import AskedLabels, LabelQuestion, LabelScoring
 from edgejudge.bundle import Bundle
 from edgejudge.decision import conclude, uncertain_between
 from edgejudge.errors import ProviderError
-from edgejudge.label_scores import AskedLabels, LabelQuestion, LabelScoring
 from edgejudge.models.prompt import Prompts
 from edgejudge.policy import Policy
 from edgejudge.verdict import AlternativeVerdict, Note, RuleVerdict

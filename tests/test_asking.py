@@ -13,11 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgejudge.batches import Batches
-from edgejudge.errors import InputError, ProviderError
-from edgejudge.judge import Judge
-from edgejudge.label_scores import softmax
-from edgejudge.rubrics import (
+from edgejudge.answering.label_scores import softmax
+from edgejudge.answering.rubrics import (
     COMBINATIONS,
     METHODS,
     Checklist,
@@ -27,7 +24,10 @@ from edgejudge.rubrics import (
     keep_groups,
     rubric,
 )
-from edgejudge.wordings import COMPARE, COUNT_LABELS, counting, fill
+from edgejudge.answering.wordings import COMPARE, COUNT_LABELS, counting, fill
+from edgejudge.batches import Batches
+from edgejudge.errors import InputError, ProviderError
+from edgejudge.judge import Judge
 from fake_judge import fake_judge, manifest
 from label_engine import LabelEngine, Says
 

@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from edgejudge.calibrating import Aimed, RuleLabels, calibrate_rule
-from edgejudge.calibration_records import CalibratedRule, MapRecord, UnfittedRule
-from edgejudge.errors import InputError
-from edgejudge.fitting import (
+from edgejudge.calibrating.fitting import (
     LEAST_OF_A_CLASS,
     apply_map,
     choose,
@@ -22,13 +19,16 @@ from edgejudge.fitting import (
     log_likelihood,
     methods_for,
 )
-from edgejudge.thresholds import (
+from edgejudge.calibrating.rules import Aimed, RuleLabels, calibrate_rule
+from edgejudge.calibrating.thresholds import (
     Aim,
     choose_threshold,
     find_interval,
     fixed_sequence,
     needed_without_errors,
 )
+from edgejudge.calibration_records import CalibratedRule, MapRecord, UnfittedRule
+from edgejudge.errors import InputError
 
 Floats = NDArray[np.float64]
 ALPHA, DELTA = 0.15, 0.1

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from edgejudge import InputError, Judge, Policy, ProviderError, Verdict
+from edgejudge.calibrating.recorded import recorded
 from edgejudge.cascade import Cascade
 from edgejudge.plan import only
-from edgejudge.recorded import recorded
 from edgejudge.report import reason
 from edgejudge.screening import Screening
 from edgejudge.stage_report import Stages, percentile, read_rows

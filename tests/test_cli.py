@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import edgejudge
-from edgejudge import cli, cli_screen
+from edgejudge import cli
+from edgejudge.commands import screen as cli_screen
 from edgejudge.errors import BundleError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from edgejudge.cli_screen import exit_code, find_files
+from edgejudge.commands.screen import exit_code, find_files
 from edgejudge.policy import load_policy
 from fake_judge import FakeEngine, compiled, fake_judge, manifest
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from edgejudge.answers import Answer, LabelAnswer, Provenance
-from edgejudge.comparisons import Comparison, Order
+from edgejudge.answering.answers import Answer, LabelAnswer, Provenance
+from edgejudge.answering.comparisons import Comparison, Order
+from edgejudge.answering.rubrics import Rubric
 from edgejudge.errors import InputError
 from edgejudge.evaluation.adapters import Adapter
 from edgejudge.evaluation.examples import DataSet, Example
@@ -26,7 +27,6 @@ from edgejudge.evaluation.run import evaluate
 from edgejudge.images import decode
 from edgejudge.judge import Judge
 from edgejudge.policy import load_policy
-from edgejudge.rubrics import Rubric
 from edgejudge.verdict import Table
 from fake_judge import ColourEngine, compiled, fake_judge, manifest
 
@@ -258,7 +258,7 @@ class StandIn:
         return Answer(question, labels[0], each, None, "lm_head", False, 1, 1, MADE)
 
     def score(self, images: Any, criterion: Any) -> Any:
-        from edgejudge.answers import Level, Score
+        from edgejudge.answering.answers import Level, Score
 
         self.asked.append((images, criterion))
         levels = tuple(Level(str(k), float(k), p) for k, p in ((1, 0.1), (4, 0.9)))

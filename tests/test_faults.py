@@ -21,7 +21,7 @@ import torch
 import tiny
 from edgejudge import Judge, Policy, Verdict
 from edgejudge.bundle import FidelityRecord
-from edgejudge.cli_screen import exit_code
+from edgejudge.commands.screen import exit_code
 from edgejudge.errors import ProviderError
 from edgejudge.export import Cut, export, seal
 from edgejudge.runtime import Engine

@@ -16,14 +16,14 @@ from PIL import Image
 import tiny
 import tiny_qwen
 from edgejudge import Judge
+from edgejudge.answering.label_scores import LabelQuestion, LabelScoring
+from edgejudge.answering.rubrics import rubric
 from edgejudge.combinations import Spoken
 from edgejudge.errors import ExportError, InputError
 from edgejudge.export import export
 from edgejudge.fidelity import export_bundle
-from edgejudge.label_scores import LabelQuestion, LabelScoring
 from edgejudge.models.image import canary_image
 from edgejudge.models.labels import label_tokens, lead_in_of
-from edgejudge.rubrics import rubric
 from edgejudge.runtime import Engine
 from edgejudge.turns import Stop
 

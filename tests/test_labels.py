@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from edgejudge.calibrating.label_file import Label, Labels, read_labels
+from edgejudge.calibrating.labelled import Joined, Lookup, check_classes, join
+from edgejudge.calibrating.recorded import Recorded, read_recorded
 from edgejudge.errors import InputError
-from edgejudge.label_file import Label, Labels, read_labels
-from edgejudge.labelled import Joined, Lookup, check_classes, join
-from edgejudge.recorded import Recorded, read_recorded
 
 RULES = {"weapons": (("a gun", "a knife"),), "armed_dog": (("a gun", "a knife"), ("a dog",))}
 QUESTIONS = ("a gun", "a knife", "a dog")

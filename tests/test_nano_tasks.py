@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import SmolVLMForConditionalGeneration
 
-from edgejudge import wordings
+from edgejudge.answering import wordings
 from edgejudge.bundle import Bundle
 from edgejudge.models.concepts import known_names, knows
 from edgejudge.models.prompt import Prompts

@@ -33,7 +33,7 @@ MAY_IMPORT_EXPORT = {
     "edgejudge/combinations.py",
     "edgejudge/fidelity.py",
     "edgejudge/gate_set.py",
-    "edgejudge/cli_export.py",
+    "edgejudge/commands/export.py",
     "edgejudge/relevance.py",
     "edgejudge/target_gate.py",
 }
@@ -56,7 +56,7 @@ NEVER = {
 
 
 # Packages inside a room. The others are flat.
-INSIDE = {"edgejudge": ("evaluation",)}
+INSIDE = {"edgejudge": ("answering", "calibrating", "commands", "evaluation")}
 # The extra `eval`: asked for by name where it is needed, so that a missing one is one sentence.
 EXTRA = {"scipy", "sklearn", "matplotlib", "pyarrow"}
 
@@ -175,7 +175,7 @@ def test_the_packages_of_the_extra_are_asked_for_by_name() -> None:
 
 def test_what_judges_loads_nothing_that_measures() -> None:
     script = (
-        "import sys, edgejudge.judge, edgejudge.comparing, edgejudge.calibration\n"
+        "import sys, edgejudge.judge, edgejudge.answering.comparing, edgejudge.calibration\n"
         "print(*(name for name in sys.modules if name.startswith('edgejudge.evaluation')))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

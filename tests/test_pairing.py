@@ -5,8 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgejudge.answering.pairing import (
+    both_orders,
+    bradley_terry,
+    pairs_within,
+    ranks,
+    win_probability,
+)
 from edgejudge.errors import InputError
-from edgejudge.pairing import both_orders, bradley_terry, pairs_within, ranks, win_probability
 
 shares = st.floats(0, 1)
 

@@ -103,7 +103,7 @@ def test_without_pictures_to_spare_nothing_is_weighed(tmp_path: Path) -> None:
 
 
 def test_what_is_written_about_recipes_and_limits_is_true() -> None:
-    from edgejudge import cli_export
+    from edgejudge.commands import export as cli_export
     from edgejudge.gate import LIMITS
 
     root = Path(__file__).parent.parent

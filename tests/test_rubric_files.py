@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from edgejudge.answering.rubric_files import read_checklist, read_rubric
+from edgejudge.answering.rubrics import METHODS, Rubric, Tasks
 from edgejudge.errors import PolicyError
-from edgejudge.rubric_files import read_checklist, read_rubric
-from edgejudge.rubrics import METHODS, Rubric, Tasks
 
 SHARP = """\
 name: sharp

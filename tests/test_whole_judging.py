@@ -15,12 +15,12 @@ from PIL import Image
 import tiny
 import tiny_qwen
 from edgejudge import whole_judging
+from edgejudge.answering.label_scores import LabelScores, LabelScoring
 from edgejudge.batches import Batches
 from edgejudge.bundle import Bundle
 from edgejudge.errors import InputError, ProviderError
 from edgejudge.export import export
 from edgejudge.judge import Judge
-from edgejudge.label_scores import LabelScores, LabelScoring
 from edgejudge.policy import Policy, load_policy
 from edgejudge.runtime import Engine
 from edgejudge.verdict import Verdict

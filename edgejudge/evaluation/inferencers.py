@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgejudge import wordings
+from edgejudge.answering import wordings
 from edgejudge.errors import InputError, ProviderError
 from edgejudge.evaluation.adapter_screen import Screen
 from edgejudge.evaluation.adapters import Adapter, Judged, Said, expect_answers, expect_images
@@ -19,7 +19,7 @@ from edgejudge.evaluation.rows import Exceptional, Kind, level
 from edgejudge.images import ImageInput
 
 if TYPE_CHECKING:
-    from edgejudge.answers import Provenance, Score
+    from edgejudge.answering.answers import Provenance, Score
     from edgejudge.judge import Judge
 
 __all__ = ["adapter_for"]
@@ -127,8 +127,8 @@ class _Score(_Other):
     kind: Kind = "score"
 
     def __init__(self, recipe: Recipe, judge: "Judge", data: DataSet) -> None:
-        from edgejudge.rubric_files import read_rubric
-        from edgejudge.rubrics import Rubric, Tasks, rubric
+        from edgejudge.answering.rubric_files import read_rubric
+        from edgejudge.answering.rubrics import Rubric, Tasks, rubric
 
         super().__init__(recipe, judge, data)
         given = self.instruction
@@ -147,7 +147,7 @@ class _Score(_Other):
     def ask(
         self, example: Example, images: Sequence[ImageInput]
     ) -> "tuple[Said, list[Provenance]]":
-        from edgejudge.rubrics import Rubric
+        from edgejudge.answering.rubrics import Rubric
 
         found = self._rubric
         if example.answers:
@@ -225,7 +225,7 @@ class _Rank(_Other):
     def ask(
         self, example: Example, images: Sequence[ImageInput]
     ) -> "tuple[Said, list[Provenance]]":
-        from edgejudge.pairing import bradley_terry, pairs_within
+        from edgejudge.answering.pairing import bradley_terry, pairs_within
 
         given = self.instruction
         if not example.answers:

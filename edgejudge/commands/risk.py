@@ -10,14 +10,14 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edgejudge.arguments import positive
-from edgejudge.cli_cascade import milliseconds
+from edgejudge.commands.arguments import positive
+from edgejudge.commands.cascade import milliseconds
 from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
+    from edgejudge.calibrating.label_file import Labels
+    from edgejudge.calibrating.labelled import Joined
     from edgejudge.judge import Judge
-    from edgejudge.label_file import Labels
-    from edgejudge.labelled import Joined
     from edgejudge.plan import Plan
     from edgejudge.verdict import Verdict
 
@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
     from edgejudge.evaluation.extra import needed
 
     needed("scipy")  # before anything is judged
+    from edgejudge.calibrating.label_file import read_labels
+    from edgejudge.calibrating.labelled import Lookup, join
+    from edgejudge.calibrating.recorded import Recorded
     from edgejudge.judge import Judge
-    from edgejudge.label_file import read_labels
-    from edgejudge.labelled import Lookup, join
-    from edgejudge.recorded import Recorded
     from edgejudge.risk_curve import Labelled, between, measure, table
 
     judge = Judge.load(

@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgejudge import wordings
-from edgejudge.answers import Level, TaskScore
+from edgejudge.answering import wordings
+from edgejudge.answering.answers import Level, TaskScore
+from edgejudge.answering.label_scores import LabelQuestion, LabelScores
 from edgejudge.errors import InputError
-from edgejudge.label_scores import LabelQuestion, LabelScores
 
 __all__ = [
     "COMBINATIONS",

@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from edgejudge.arguments import positive, seconds
+from edgejudge.commands.arguments import positive, seconds
 
 if TYPE_CHECKING:
     from edgejudge.gate import Tally
@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgejudge.arguments import libraries_on_stderr
+    from edgejudge.commands.arguments import libraries_on_stderr
 
     with libraries_on_stderr():
         found, document = _check(args)
@@ -77,7 +77,7 @@ def _check(args: argparse.Namespace) -> tuple[bool, dict[str, Any]]:
     from pathlib import Path
 
     from edgejudge.agreement import agreement
-    from edgejudge.cli_screen import find_files
+    from edgejudge.commands.screen import find_files
     from edgejudge.judge import Judge, default_bundle
     from edgejudge.profiling import drawn_picture
 

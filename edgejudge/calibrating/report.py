@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
+from edgejudge.calibrating.recorded import Recorded
 from edgejudge.calibration import Calibration
 from edgejudge.calibration_records import CalibratedRule, EstimateRecord, SideRecord, logit
-from edgejudge.recorded import Recorded
 from edgejudge.report import plain_table, printable
 
 __all__ = ["draw", "nearest", "notes", "table"]

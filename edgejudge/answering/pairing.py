@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgejudge.comparisons import Order, Winner
+from edgejudge.answering.comparisons import Order, Winner
 from edgejudge.errors import InputError
 
 __all__ = ["Both", "both_orders", "bradley_terry", "pairs_within", "ranks", "win_probability"]

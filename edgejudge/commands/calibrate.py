@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgejudge.arguments import positive
+from edgejudge.commands.arguments import positive
 from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
     from edgejudge.bundle import Bundle
+    from edgejudge.calibrating.labelled import Joined, Lookup
+    from edgejudge.calibrating.recorded import Recorded
+    from edgejudge.calibrating.thresholds import Aim
     from edgejudge.calibration import Calibration
-    from edgejudge.labelled import Joined, Lookup
     from edgejudge.plan import Plan
-    from edgejudge.recorded import Recorded
-    from edgejudge.thresholds import Aim
 
 __all__ = ["add_parser", "run"]
 
@@ -102,14 +102,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     from edgejudge.bundle import Bundle
+    from edgejudge.calibrating.label_file import read_labels
+    from edgejudge.calibrating.labelled import Lookup, check_classes, join
+    from edgejudge.calibrating.recorded import read_recorded
+    from edgejudge.calibrating.thresholds import Aim
     from edgejudge.evaluation.extra import require
     from edgejudge.judge import default_bundle
-    from edgejudge.label_file import read_labels
-    from edgejudge.labelled import Lookup, check_classes, join
     from edgejudge.models.prompt import Prompts
     from edgejudge.plan import make_plan
-    from edgejudge.recorded import read_recorded
-    from edgejudge.thresholds import Aim
 
     require("scipy", "sklearn")  # now, and not when every picture has been judged
     aim = Aim.parse(args.aim, bound=not args.point)
@@ -161,8 +161,8 @@ def _judge(
     size: int,
 ) -> None:
     """Adds a row for each picture to `scores`, of which the first `size` bytes are whole rows."""
+    from edgejudge.calibrating.recorded import recorded
     from edgejudge.judge import Judge
-    from edgejudge.recorded import recorded
 
     files = [found.file(each) for each in pictures]
     if lost := [file for file in files if not os.path.isfile(file)]:
@@ -200,7 +200,7 @@ def _judge(
 def _fit(
     args: argparse.Namespace, aim: "Aim", bundle: "Bundle", plan: "Plan", joined: "Joined"
 ) -> "Calibration":
-    from edgejudge.calibrating import Aimed, calibrate
+    from edgejudge.calibrating.rules import Aimed, calibrate
     from edgejudge.calibration_records import FittedOnRecord
 
     if not joined.rules:
@@ -239,7 +239,7 @@ def _tell_failures(joined: "Joined") -> None:
 
 
 def _print(calibration: "Calibration", joined: "Joined", out: Path) -> None:
-    from edgejudge.calibration_report import draw, nearest, notes
+    from edgejudge.calibrating.report import draw, nearest, notes
     from edgejudge.report import printable
 
     draw(calibration, sys.stdout)

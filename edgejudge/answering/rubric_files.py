@@ -11,9 +11,17 @@ from typing import TypeVar
 
 import yaml
 
+from edgejudge.answering.rubrics import (
+    COMBINATIONS,
+    METHODS,
+    Checklist,
+    Criterion,
+    Rubric,
+    Tasks,
+    rubric,
+)
 from edgejudge.errors import InputError, PolicyError
 from edgejudge.policy_nodes import Reader, compose
-from edgejudge.rubrics import COMBINATIONS, METHODS, Checklist, Criterion, Rubric, Tasks, rubric
 
 __all__ = ["read_checklist", "read_rubric"]
 

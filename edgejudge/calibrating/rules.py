@@ -13,6 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.bundle import Manifest
+from edgejudge.calibrating.fitting import (
+    FOLDS,
+    LEAST_OF_A_CLASS,
+    Floats,
+    apply_map,
+    choose,
+    deal,
+    methods_for,
+)
+from edgejudge.calibrating.thresholds import Aim, Side, choose_threshold, find_interval
 from edgejudge.calibration import CALIBRATION_SCHEMA, Calibration, signed
 from edgejudge.calibration_records import (
     AimRecord,
@@ -33,17 +43,7 @@ from edgejudge.evaluation.calibration_metrics import (
     clopper_pearson,
     equal_mass_ece,
 )
-from edgejudge.fitting import (
-    FOLDS,
-    LEAST_OF_A_CLASS,
-    Floats,
-    apply_map,
-    choose,
-    deal,
-    methods_for,
-)
 from edgejudge.plan import Plan
-from edgejudge.thresholds import Aim, Side, choose_threshold, find_interval
 
 __all__ = ["Aimed", "RuleLabels", "calibrate", "calibrate_rule"]
 

@@ -6,7 +6,7 @@ Knows the shape of an answer and nothing of how it was reached.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgejudge.answers import PictureName, Provenance, rounded
+from edgejudge.answering.answers import PictureName, Provenance, rounded
 from edgejudge.verdict import InputFailure
 
 __all__ = ["Comparison", "Order", "Pair", "Ranked", "Ranking", "Unranked", "Winner"]

@@ -7,7 +7,7 @@ Results go to stdout, a row or a JSON line for each picture.
 import argparse
 from typing import Any
 
-from edgejudge.cli_answers import EPILOG, add_common, add_rows, load, ms, number, rows
+from edgejudge.commands.answer_rows import EPILOG, add_common, add_rows, load, ms, number, rows
 from edgejudge.errors import InputError
 
 __all__ = ["add_parser", "run"]
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from edgejudge.wordings import COUNT_LABELS, counting
+    from edgejudge.answering.wordings import COUNT_LABELS, counting
 
     if (args.question is None) == (args.count is None):
         raise InputError("usage", "give --question with --labels or --choices, or --count alone")
@@ -121,7 +121,7 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from edgejudge.rubrics import rubric
+    from edgejudge.answering.rubrics import rubric
 
     if args.rubric is None:
         given: Any = rubric(
@@ -129,7 +129,7 @@ def _score(args: argparse.Namespace) -> int:
         )
         given.question()  # a wording that cannot be filled is told now
     else:
-        from edgejudge.rubric_files import read_rubric
+        from edgejudge.answering.rubric_files import read_rubric
 
         if args.wording or args.temperature != 1.0 or args.method != "rubric":
             raise InputError(
@@ -153,7 +153,7 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _checklist(args: argparse.Namespace) -> int:
-    from edgejudge.rubric_files import read_checklist
+    from edgejudge.answering.rubric_files import read_checklist
 
     given = read_checklist(args.checklist)
     judge = load(args)

@@ -7,8 +7,8 @@ import argparse
 import sys
 from typing import Any
 
-from edgejudge.arguments import positive
-from edgejudge.cli_answers import EPILOG, add_common, listed, load, ms, number, one
+from edgejudge.commands.answer_rows import EPILOG, add_common, listed, load, ms, number, one
+from edgejudge.commands.arguments import positive
 from edgejudge.errors import InputError
 
 __all__ = ["add_parser", "run"]

@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgejudge import cli_cascade
-from edgejudge.arguments import libraries_on_stderr, positive, seconds, size
+from edgejudge.commands import cascade
+from edgejudge.commands.arguments import libraries_on_stderr, positive, seconds, size
 from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="pictures that pass each slice of such a judge together (default: 8)",
     )
     _add_decisions(parser)
-    cli_cascade.add_options(parser)
+    cascade.add_options(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
     form.add_argument(
@@ -211,8 +211,8 @@ def _run(args: argparse.Namespace) -> int:
     )
     policy = strictly(args.policy, dict(args.strictness))
     form = _moderation_form(policy) if args.moderation else None
-    told = cli_cascade.Told(args)
-    asked: Any = cli_cascade.behind(judge, args)
+    told = cascade.Told(args)
+    asked: Any = cascade.behind(judge, args)
     # A malformed policy stops the run here, before a results file is made.
     plan = asked.plan(
         policy,

@@ -1,6 +1,6 @@
 """Questions with labels, asked of pictures: how `ask`, `score` and `checklist` are done.
 
-Takes pictures and what to ask; gives the records of edgejudge.answers. The pictures are one prefix,
+Takes pictures and what to ask; gives the records of answers.py. The pictures are one prefix, and
 everything that is asked of them is packed behind it. Knows no tokens and no graph.
 """
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from math import fsum
 from typing import Any
 
-from edgejudge import wordings
-from edgejudge.answers import (
+from edgejudge.answering import wordings
+from edgejudge.answering.answers import (
     Answer,
     ChecklistResult,
     CriterionResult,
@@ -19,15 +19,15 @@ from edgejudge.answers import (
     Provenance,
     Score,
 )
+from edgejudge.answering.label_scores import AskedLabels, LabelQuestion, LabelScores, LabelScoring
+from edgejudge.answering.rubrics import Checklist, Rubric, Tasks, rubric
 from edgejudge.bundle import Bundle
 from edgejudge.calls import Images
 from edgejudge.errors import InputError
 from edgejudge.images import ImageInput
 from edgejudge.judging import Found, stages_ms
-from edgejudge.label_scores import AskedLabels, LabelQuestion, LabelScores, LabelScoring
 from edgejudge.models.concepts import known_names, knows
 from edgejudge.models.prompt import Prompts
-from edgejudge.rubrics import Checklist, Rubric, Tasks, rubric
 from edgejudge.screening import OneAhead, Screening
 from edgejudge.turns import Stop, Turns
 from edgejudge.verdict import Note, Table

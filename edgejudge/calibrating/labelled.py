@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgejudge.calibrating import RuleLabels
+from edgejudge.calibrating.label_file import Label, Labels
+from edgejudge.calibrating.recorded import Recorded
+from edgejudge.calibrating.rules import RuleLabels
 from edgejudge.errors import InputError
-from edgejudge.label_file import Label, Labels
-from edgejudge.recorded import Recorded
 
 __all__ = ["Joined", "Lookup", "check_classes", "join"]
 

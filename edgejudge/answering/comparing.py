@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Literal
 
-from edgejudge import wordings
-from edgejudge.answers import PictureName
-from edgejudge.asking import Asking, Record
+from edgejudge.answering import wordings
+from edgejudge.answering.answers import PictureName
+from edgejudge.answering.asking import Asking, Record
+from edgejudge.answering.comparisons import Comparison, Pair, Ranked, Ranking, Unranked
+from edgejudge.answering.label_scores import LabelQuestion, LabelScores
+from edgejudge.answering.pairing import Both, both_orders, bradley_terry, pairs_within, ranks
 from edgejudge.calls import Images
-from edgejudge.comparisons import Comparison, Pair, Ranked, Ranking, Unranked
 from edgejudge.errors import InputError
 from edgejudge.images import ImageInput
-from edgejudge.label_scores import LabelQuestion, LabelScores
-from edgejudge.pairing import Both, both_orders, bradley_terry, pairs_within, ranks
 from edgejudge.screening import OneAhead
 from edgejudge.turns import Stop
 

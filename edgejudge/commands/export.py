@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgejudge.arguments import size
+from edgejudge.commands.arguments import size
 from edgejudge.errors import ExportError
 
 if TYPE_CHECKING:
