@@ -123,7 +123,7 @@ def fit(rows: list[dict[str, Any]], bundle: Path, folder: Path, out: Path) -> Ca
                 lines.append({"path": path, "rule": rule.id, "label": label})
             for text in (t for either in rule.conditions for t in either):
                 if (shown := row["present"][NUMBERS[text]]) >= 0:
-                    lines.append({"path": path, "rule": rule.id, "question": text, "label": shown})
+                    lines.append({"path": path, "question": text, "label": shown})
     labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = [
         "calibrate",
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--sprites", type=Path, default=Path("work/sprites.npz"))
     parser.add_argument("--photos", type=Path, default=Path("work/photos.npz"))
     parser.add_argument("--sent", type=int, default=1000, help="pictures as users send them")
-    parser.add_argument("--made", type=int, default=1200, help="pictures made for the rules")
+    parser.add_argument("--made", type=int, default=1400, help="pictures made for the rules")
     parser.add_argument("--out", type=Path, default=Path("stickers.calibration.json"))
     args = parser.parse_args()
     judge = Judge.load(args.bundle)
