@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=Path("work/photos.npz"))
     parser.add_argument("--sent", type=int, default=1000, help="pictures as users send them")
     parser.add_argument("--made", type=int, default=1400, help="pictures made for the rules")
-    parser.add_argument("--out", type=Path, default=Path("stickers.calibration.json"))
+    parser.add_argument("--out", type=Path, default=Path("work/stickers.json"))
     args = parser.parse_args()
     judge = Judge.load(args.bundle)
     folder = Path("work/policy") / judge.bundle.fingerprint[:12]
@@ -198,6 +198,7 @@ def main() -> None:
         for kind in drawn
         for split in ("val", "test")
     }
+    args.out.unlink(missing_ok=True)  # the command refuses to write over a file
     calibration = fit(rows["sent val"] + rows["made val"], args.bundle, folder, args.out)
     fitted = [calibration.rule(rule.id) for rule in POLICY.rules]
     if not all(fitted):
