@@ -168,7 +168,7 @@ bench-pieces: $(VENV)/.test  ## pieces of a layer in two forms: apart and fused,
 bench-npu: $(VENV)-swiftshader/.stamp  ## pieces of static graphs in several forms on Qualcomm's HTP: how exact, or why not
 	$(VENV)-swiftshader/bin/python tests/bench/npu_pieces.py 2>/dev/null
 
-bench-budget: $(VENV)/.runtime  ## what of a policy is decided within how many milliseconds, and how often wrongly (BENCH_ARGS="--budgets 200,250")
+bench-budget: $(VENV)/.test  ## what of a policy is decided within how many milliseconds, and how often wrongly (BENCH_ARGS="--budgets 200,250")
 	$(BIN)/python tests/bench/policy_labels.py $(NANO)/calibration/questions.json build/budget/labels.csv
 	$(BIN)/edgejudge risk-curve build/budget/labels.csv --pictures $(NANO)/calibration $(BENCH_ARGS)
 
