@@ -92,6 +92,14 @@ class Plan:
     whole: Policy | None = None
     budget: TimeBudget | None = None
 
+    @property
+    def conditions(self) -> dict[str, tuple[tuple[str, ...], ...]]:
+        """Rule id -> the texts that are asked, [condition][alternative]."""
+        return {
+            rule.id: tuple(tuple(q.text for q in either) for either in rule.conditions)
+            for rule in self.rules
+        }
+
 
 def make_plan(policy: str | PathLike[str] | Policy, manifest: Manifest, prompts: Prompts) -> Plan:
     """Compiled by the bundle where it holds the same policy, compiled here otherwise."""

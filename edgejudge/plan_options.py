@@ -78,11 +78,7 @@ def calibrated(plan: Plan, calibration: "Calibration") -> Plan:
     """With the calibration's maps, thresholds and intervals for the rules that it has. Raises
     InputError for one that was fitted to another bundle, policy or question.
     """
-    conditions = {
-        rule.id: tuple(tuple(question.text for question in either) for either in rule.conditions)
-        for rule in plan.rules
-    }
-    calibration.check(plan.bundle, plan.policy, conditions, plan.question)
+    calibration.check(plan.bundle, plan.policy, plan.conditions, plan.question)
     rules = tuple(replace(rule, calibration=calibration.rule(rule.id)) for rule in plan.rules)
     return replace(plan, rules=rules, calibration=calibration.id)
 

@@ -15,7 +15,9 @@ from edgejudge.calibrating.recorded import Recorded
 from edgejudge.calibrating.rules import RuleLabels
 from edgejudge.errors import InputError
 
-__all__ = ["Joined", "Lookup", "check_classes", "join"]
+__all__ = ["Joined", "Lookup", "all_there", "check_classes", "failures", "join"]
+
+_MOST_NAMED = 5
 
 _Conditions = tuple[tuple[str, ...], ...]
 
@@ -77,6 +79,31 @@ class Lookup:
     @property
     def rows(self) -> list[Recorded]:
         return list({id(row): row for row in self._by_path.values()}.values())
+
+
+def all_there(files: Sequence[str], option: str) -> None:
+    """Raises InputError for pictures that are missing; `option` is what would name their folder."""
+    if lost := [file for file in files if not os.path.isfile(file)]:
+        raise InputError(
+            "missing",
+            f"{len(lost)} of {len(files)} pictures are missing: {_first(lost)}; put them there, "
+            f"give their folder as {option}, or take them out of the labels",
+        )
+
+
+def failures(joined: Joined) -> str | None:
+    """A warning of labelled pictures that count for nothing, if there are any."""
+    if not joined.not_judged:
+        return None
+    named = _first([f"{path} ({why})" for path, why in joined.not_judged.items()])
+    return (
+        f"warning: {len(joined.not_judged)} labelled pictures could not be judged and count for "
+        f"nothing: {named}"
+    )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (" and more" if len(names) > _MOST_NAMED else "")
 
 
 def check_classes(labels: Labels, rules: Mapping[str, _Conditions]) -> None:

@@ -1,4 +1,4 @@
-"""Values of the command line that several commands take.
+"""Values and arguments of the command line that several commands take.
 
 Takes an argument's text; gives its value, or an error that argparse shows.
 """
@@ -10,7 +10,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["libraries_on_stderr", "positive", "seconds", "size"]
+__all__ = ["add_judge", "libraries_on_stderr", "positive", "seconds", "size"]
+
+
+def add_judge(parser: argparse.ArgumentParser) -> None:
+    """Which policy is judged by which bundle."""
+    parser.add_argument(
+        "--policy",
+        default="stickers",
+        metavar="NAME|FILE",
+        help="a built-in policy or a YAML file (default: stickers)",
+    )
+    parser.add_argument("--bundle", metavar="DIR", help="an exported judge (default: the bundled)")
 
 
 def positive(text: str) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgejudge.commands.arguments import positive
+from edgejudge.commands.arguments import add_judge, positive
 from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-_MOST_NAMED = 5
 _EPILOG = """\
 Labels are CSV (path,rule,label; or path and a column per rule) or JSON lines with the same keys;
 with `question` in place of `rule` they are about one question. CALIBRATION.md has the rest.
@@ -53,13 +52,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--labels", required=True, metavar="FILE", help="what people say")
     parser.add_argument("--out", required=True, metavar="FILE.json", help="the calibration")
-    parser.add_argument(
-        "--policy",
-        default="stickers",
-        metavar="NAME|FILE",
-        help="a built-in policy or a YAML file (default: stickers)",
-    )
-    parser.add_argument("--bundle", metavar="DIR", help="an exported judge (default: the bundled)")
+    add_judge(parser)
     parser.add_argument(
         "--scores",
         metavar="FILE.jsonl",
@@ -103,7 +96,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     from edgejudge.bundle import Bundle
     from edgejudge.calibrating.label_file import read_labels
-    from edgejudge.calibrating.labelled import Lookup, check_classes, join
+    from edgejudge.calibrating.labelled import Lookup, check_classes, failures, join
     from edgejudge.calibrating.recorded import read_recorded
     from edgejudge.calibrating.thresholds import Aim
     from edgejudge.evaluation.extra import require
@@ -128,10 +121,7 @@ def run(args: argparse.Namespace) -> int:
         )
     for note in plan.notes:
         print(f"warning: {note.message}", file=sys.stderr)
-    conditions = {
-        rule.id: tuple(tuple(question.text for question in either) for either in rule.conditions)
-        for rule in plan.rules
-    }
+    conditions = plan.conditions
     questions = {text for rule in conditions.values() for either in rule for text in either}
     labels = read_labels(args.labels, conditions, questions)
     check_classes(labels, conditions)
@@ -144,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
     if missing := [each for each in labels.pictures if found.row(each) is None]:
         _judge(args, bundle, plan, found, missing, scores, size)
     joined = join(labels, found, conditions)
-    _tell_failures(joined)
+    if warning := failures(joined):
+        print(warning, file=sys.stderr)
     calibration = _fit(args, aim, bundle, plan, joined)
     _write(out, calibration.to_bytes())
     _print(calibration, joined, out)
@@ -161,17 +152,12 @@ def _judge(
     size: int,
 ) -> None:
     """Adds a row for each picture to `scores`, of which the first `size` bytes are whole rows."""
+    from edgejudge.calibrating.labelled import all_there
     from edgejudge.calibrating.recorded import recorded
     from edgejudge.judge import Judge
 
     files = [found.file(each) for each in pictures]
-    if lost := [file for file in files if not os.path.isfile(file)]:
-        named = ", ".join(lost[:_MOST_NAMED]) + (" and more" if len(lost) > _MOST_NAMED else "")
-        raise InputError(
-            "missing",
-            f"{len(lost)} of {len(files)} pictures are missing: {named}; put them there, give "
-            "their folder as PICTURES_ROOT, or take them out of the labels",
-        )
+    all_there(files, "PICTURES_ROOT")
     judge = Judge.load(args.bundle, bundle.fingerprint, threads=args.threads)
     asked = judge.plan(args.policy, method="thresholds")
     shows = sys.stderr.isatty()
@@ -223,19 +209,6 @@ def _write(path: Path, data: bytes) -> None:
         os.replace(part, path)
     except OSError as error:
         raise InputError("unwritable", f"{path} cannot be written: {error.strerror}") from None
-
-
-def _tell_failures(joined: "Joined") -> None:
-    if joined.not_judged:
-        named = ", ".join(
-            f"{path} ({why})" for path, why in list(joined.not_judged.items())[:_MOST_NAMED]
-        )
-        more = " and more" if len(joined.not_judged) > _MOST_NAMED else ""
-        print(
-            f"warning: {len(joined.not_judged)} labelled pictures could not be judged and count "
-            f"for nothing: {named}{more}",
-            file=sys.stderr,
-        )
 
 
 def _print(calibration: "Calibration", joined: "Joined", out: Path) -> None:

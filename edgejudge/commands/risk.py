@@ -10,12 +10,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edgejudge.commands.arguments import positive
+from edgejudge.commands.arguments import add_judge, positive
 from edgejudge.commands.cascade import milliseconds
 from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
-    from edgejudge.calibrating.label_file import Labels
     from edgejudge.calibrating.labelled import Joined
     from edgejudge.judge import Judge
     from edgejudge.plan import Plan
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 SCHEMA_VERSION = 1
-_MOST_NAMED = 5
 _PREFIX = ("decode", "preprocess", "load", "vision", "prefill", "relevance")
 
 
@@ -43,13 +41,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         help="the folder that paths of the labels begin in (default: the one of the labels)",
     )
-    parser.add_argument(
-        "--policy",
-        default="stickers",
-        metavar="NAME|FILE",
-        help="a built-in policy or a YAML file (default: stickers)",
-    )
-    parser.add_argument("--bundle", metavar="DIR", help="an exported judge (default: the bundled)")
+    add_judge(parser)
     parser.add_argument("--calibration", metavar="FILE", help="decide by it, as `screen` does")
     parser.add_argument(
         "--budgets",
@@ -70,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     needed("scipy")  # before anything is judged
     from edgejudge.calibrating.label_file import read_labels
-    from edgejudge.calibrating.labelled import Lookup, join
+    from edgejudge.calibrating.labelled import Lookup, all_there, failures, join
     from edgejudge.calibrating.recorded import Recorded
     from edgejudge.judge import Judge
     from edgejudge.risk_curve import Labelled, between, measure, table
@@ -83,14 +75,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             "policy", f"policy '{plan.policy}' is judged as a whole; it has no rules to order"
         )
-    conditions = {
-        rule.id: tuple(tuple(question.text for question in either) for either in rule.conditions)
-        for rule in plan.rules
-    }
+    conditions = plan.conditions
     questions = {text for rule in conditions.values() for either in rule for text in either}
     labels = read_labels(args.labels, conditions, questions)
     found = Lookup([], args.pictures or os.path.dirname(args.labels) or ".")
-    files = _files(labels, found)
+    files = list(dict.fromkeys(found.file(picture) for picture in labels.pictures))
+    all_there(files, "--pictures")
     whole: list[Verdict] = []
     shown = _Progress(len(files))
     # One by one, since a stream does a part of the next picture meanwhile.
@@ -101,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
         found.add(Recorded(verdict.path, verdict.sha256, {}, why))
         shown("judged", count)
     joined = join(labels, found, conditions)
-    _tell(joined)
+    if warning := failures(joined):
+        print(warning, file=sys.stderr)
     truths: dict[str, dict[str, int]] = {}
     for rule in joined.rules:
         for key, label in zip(rule.pictures, rule.labels, strict=True):
@@ -141,31 +132,6 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
-
-
-def _files(labels: "Labels", found: Any) -> list[str]:
-    files = list(dict.fromkeys(found.file(picture) for picture in labels.pictures))
-    if lost := [file for file in files if not os.path.isfile(file)]:
-        named = ", ".join(lost[:_MOST_NAMED]) + (" and more" if len(lost) > _MOST_NAMED else "")
-        raise InputError(
-            "missing",
-            f"{len(lost)} of {len(files)} pictures are missing: {named}; put them there, give "
-            "their folder as --pictures, or take them out of the labels",
-        )
-    return files
-
-
-def _tell(joined: "Joined") -> None:
-    if joined.not_judged:
-        named = ", ".join(
-            f"{path} ({why})" for path, why in list(joined.not_judged.items())[:_MOST_NAMED]
-        )
-        more = " and more" if len(joined.not_judged) > _MOST_NAMED else ""
-        print(
-            f"warning: {len(joined.not_judged)} labelled pictures could not be judged and count "
-            f"for nothing: {named}{more}",
-            file=sys.stderr,
-        )
 
 
 def _document(

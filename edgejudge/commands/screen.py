@@ -17,7 +17,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from edgejudge.commands import cascade
-from edgejudge.commands.arguments import libraries_on_stderr, positive, seconds, size
+from edgejudge.commands.arguments import (
+    add_judge,
+    libraries_on_stderr,
+    positive,
+    seconds,
+    size,
+)
 from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,13 +50,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a picture or a folder")
-    parser.add_argument(
-        "--policy",
-        default="stickers",
-        metavar="NAME|FILE",
-        help="a built-in policy or a YAML file (default: stickers)",
-    )
-    parser.add_argument("--bundle", metavar="DIR", help="an exported judge (default: the bundled)")
+    add_judge(parser)
     parser.add_argument(
         "--fingerprint", metavar="SHA256", help="refuse the bundle unless its manifest has this"
     )

@@ -5,6 +5,7 @@ of a Judge and nothing of graphs. What an example's pictures or text make imposs
 example; what no example could be asked is an error before anything runs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def adapter_for(recipe: Recipe, judge: "Judge", data: DataSet) -> Adapter:
     return made
 
 
-class _Other:
+class _Other(ABC):
     """What the inferencers beside screening share: one target, and no policy."""
 
     kind: Kind
@@ -74,10 +75,11 @@ class _Other:
                 stages[stage] = stages.get(stage, 0.0) + ms
         return Judged({"": said}, cost, stages)
 
+    @abstractmethod
     def ask(
         self, example: Example, images: Sequence[ImageInput]
     ) -> "tuple[Said, list[Provenance]]":
-        raise NotImplementedError
+        """What is said of one example, and how each answer came about."""
 
     def exceptions(self, example: Example, images: Sequence[ImageInput]) -> tuple[Exceptional, ...]:
         return ()

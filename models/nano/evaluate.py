@@ -44,14 +44,18 @@ def bootstrap(statistic: Any, n: int, rounds: int = 200, seed: int = 0) -> list[
     return [round(float(v), 4) for v in np.nanpercentile(values, [2.5, 97.5])]
 
 
+def size_of(rng: np.random.Generator) -> tuple[int, int]:
+    """Width and height of a picture as users send them."""
+    return SIZES[int(rng.choice(len(SIZES), p=[p for _, p in SIZES]))][0]
+
+
 def scenes(split: str, count: int, args: argparse.Namespace) -> Iterator[Scene]:
     """Pictures of the sizes users send, from photographs and drawn backgrounds of one split."""
     seed = {"val": 11, "test": 29}[split]
     stage = Stage(split, args.sprites, args.photos)
     for i in range(count):
         rng = np.random.default_rng([seed, i])
-        size = SIZES[int(rng.choice(len(SIZES), p=[p for _, p in SIZES]))][0]
-        yield stage.scene(rng, size=size)
+        yield stage.scene(rng, size=size_of(rng))
 
 
 class BundleJudge:

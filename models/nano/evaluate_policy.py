@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from concepts import CONCEPTS
-from evaluate import SIZES, bootstrap
+from evaluate import bootstrap, f1_of, size_of
 from numpy.typing import NDArray
 from scene import Scene, Stage, contents
 
@@ -66,8 +66,7 @@ def sent(split: str, count: int, args: argparse.Namespace) -> Iterator[Scene]:
     stage = Stage(split, args.sprites, args.photos)
     for i in range(count):
         rng = np.random.default_rng([{"val": 61, "test": 67}[split], i])
-        size = SIZES[int(rng.choice(len(SIZES), p=[p for _, p in SIZES]))][0]
-        yield stage.scene(rng, size=size)
+        yield stage.scene(rng, size=size_of(rng))
 
 
 def made(split: str, count: int, args: argparse.Namespace) -> Iterator[Scene]:
@@ -75,7 +74,7 @@ def made(split: str, count: int, args: argparse.Namespace) -> Iterator[Scene]:
     stage = Stage(split, args.sprites, args.photos)
     for i in range(count):
         rng = np.random.default_rng([{"val": 71, "test": 73}[split], i])
-        size = SIZES[int(rng.choice(len(SIZES), p=[p for _, p in SIZES]))][0]
+        size = size_of(rng)
         rule, kind = i % len(SHOWS), str(rng.choice(KINDS, p=KIND_SHARES))
         allowed = [
             c
@@ -157,11 +156,6 @@ def probabilities(rows: list[dict[str, Any]], calibration: Calibration | None) -
             line.append(min(map(max, either)))
         out.append(line)
     return np.array(out)
-
-
-def f1_of(flagged: NDArray[Any], labels: NDArray[Any]) -> float:
-    hit = int((flagged & (labels == 1)).sum())
-    return 2 * hit / max(1, int((flagged & (labels >= 0)).sum()) + int((labels == 1).sum()))
 
 
 def alarms(flagged: NDArray[Any], labels: NDArray[Any]) -> float:

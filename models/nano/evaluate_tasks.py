@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tasks
 from concepts import CONCEPTS
-from evaluate import SIZES, bootstrap
+from evaluate import bootstrap, size_of
 from metrics import auroc
 from numpy.typing import NDArray
 from scene import Scene, Stage, ensemble
@@ -39,7 +39,7 @@ def scenes(count: int, args: argparse.Namespace, seed: int) -> Iterator[tuple[Sc
     stage = Stage("test", args.sprites, args.photos)
     for i in range(count):
         rng = np.random.default_rng([seed, i])
-        size = SIZES[int(rng.choice(len(SIZES), p=[p for _, p in SIZES]))][0]
+        size = size_of(rng)
         show = ensemble(rng) if i % 2 else None
         yield stage.scene(rng, size=size, show=show), rng
 
