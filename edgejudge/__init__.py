@@ -4,6 +4,7 @@ Gives `Judge`, what it takes and answers, and the errors; each is imported when 
 that `import edgejudge` itself costs next to nothing. Knows nothing of models or graphs.
 """
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,10 @@ from typing import TYPE_CHECKING
 # In a checkout export/, models/ and runtime/ sit beside this folder; in a wheel they sit inside it.
 if not Path(__path__[0], "export").exists():
     __path__.append(str(Path(__path__[0]).parent))
+
+# ONNX Runtime reports to Microsoft from 1.29 on unless this stands before it is imported, and keeps
+# a database of reports in the user's cache folder. A user who has set it has decided already.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from edgejudge.answering.rubrics import Checklist, Rubric
