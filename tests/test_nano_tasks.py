@@ -96,12 +96,17 @@ def test_a_mention_ends_with_the_name_of_what_it_tells(nano: dict[str, ModuleTyp
         rng = np.random.default_rng(seed)
         asked = nano["tasks"].relations(rng, items, present, 4)
         asked += nano["tasks"].presence(rng, items, present, 6)
+        asked += nano["tasks"].counts(rng, items, present, 3)
         for one in asked:
             for mention in one.mentions:
-                (item,) = [i for i in items if (i.y, i.x) == mention.where[1:3]]
-                concept = concepts[item.concept]
+                concept = concepts[mention.concept]
                 forms = (concept.phrase, concept.alias, concept.name)
                 assert one.request[: mention.end].endswith(forms), (one, concept)
+                alone = [i for i in items if i.concept == mention.concept]
+                if len(alone) != 1 or present[mention.concept] != 1:
+                    assert np.isnan(mention.where).all(), "no one place"
+                    continue
+                assert mention.where[1:3] == (alone[0].y, alone[0].x)
                 told += 1
     assert told > 60
 
@@ -188,16 +193,58 @@ def test_packed_losses_are_those_of_each_request_alone(
         items, present = some_items(nano, seed)
         asked.append(nano["tasks"].counts(rng, items, present, 3))
     asked[1] = asked[1][:2]
+    lies = torch.zeros(2, 64, len(nano["concepts"].CONCEPTS), dtype=torch.bool)
     with torch.no_grad():
-        _, logits, _ = losses.packed_loss(tokens, prefix, nano["packs"].pack(prompts, asked), where)
+        packed = nano["packs"].pack(prompts, asked)
+        each, logits, _ = losses.packed_loss(tokens, prefix, packed, where, lies)
+        assert "look" not in each, "there is nothing to look at"
         alone = [
             losses.packed_loss(
-                tokens[[picture]], prefix, nano["packs"].pack(prompts, [[one]]), where
+                tokens[[picture]], prefix, nano["packs"].pack(prompts, [[one]]), where, lies[[0]]
             )[1]
             for picture, each in enumerate(asked)
             for one in each
         ]
     assert torch.allclose(logits, torch.cat(alone), atol=2e-4)
+
+
+def test_looking_is_told_by_the_model_s_own_attention(
+    nano: dict[str, ModuleType], trained: tuple
+) -> None:
+    model, prompts = trained
+    losses = nano["losses"].Losses(model, prompts, "cpu", 0)
+    tokens = torch.randn(2, 32, model.config.text_config.hidden_size)
+    prefix = prompts.prefix(1, 1)
+    asked = [
+        nano["tasks"].relations(np.random.default_rng(seed), *some_items(nano, seed), 3)
+        for seed in (5, 8)
+    ]
+    packed = nano["packs"].pack(prompts, asked)
+    lies = torch.rand(2, 32, len(nano["concepts"].CONCEPTS)) < 0.1
+    seen: list[torch.Tensor] = []
+    text = model.model.text_model
+    hooks = [
+        text.layers[index].self_attn.register_forward_hook(lambda *told: seen.append(told[2][1]))
+        for index in nano["losses"].LOOKING
+    ]
+    before = text.config._attn_implementation
+    text.config._attn_implementation = "eager"
+    with torch.no_grad():
+        where = nano["mosaics"].places(1, 1, 4, 1)
+        each, _, _ = losses.packed_loss(tokens, prefix, packed, where, lies)
+    text.config._attn_implementation = before
+    for hook in hooks:
+        hook.remove()
+    visual = [at for at, token in enumerate(prefix) if token == prompts.image_id]
+    missed = []
+    for picture, name in zip(*np.nonzero(packed.about >= 0), strict=True):
+        on = lies[picture, :, packed.about[picture, name]]
+        if on.any():
+            rows = [layer[picture, :, len(prefix) + name][:, visual] for layer in seen]
+            missed.append(torch.cat([1 - row[:, on].sum(1) for row in rows]).prod())
+    assert len(missed) > 5
+    expected = -torch.log(1 - torch.stack(missed)).mean()
+    assert torch.allclose(each["look"], expected, rtol=1e-3)
 
 
 def test_waking_moves_new_answers_alone(nano: dict[str, ModuleType], trained: tuple) -> None:

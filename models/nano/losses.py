@@ -13,10 +13,12 @@ from batches import Questions
 from concepts import CONCEPTS
 from packs import NOTHING, Pack
 from scene import CELL, IGNORE, VIEW
+from transformers.models.llama.modeling_llama import rotate_half
 from words import Prompts
 
 PLACED_BY = 2  # layers of the text model after which a visual token knows where it lies
 MENTIONED_BY = 4  # and after which a thing's name knows where the thing lies, and how large it is
+LOOKING = (2, 3)  # layers between the two, in one of which a head looks from the name to the thing
 BACKGROUND_WEIGHT = 0.15  # of a token that lies on no drawing, in the sprite loss
 
 
@@ -167,16 +169,21 @@ class Losses:
         return seen_loss, blind_loss, margin.detach()
 
     def packed_loss(
-        self, tokens: torch.Tensor, prefix_ids: list[int], asked: Pack, places: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        prefix_ids: list[int],
+        asked: Pack,
+        places: torch.Tensor,
+        lies: torch.Tensor,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
         """Cross-entropy over the whole vocabulary of what is to be learned, by kind of task; and
         the logits [N, vocabulary] with the kinds [N] of all those tokens. tokens [B, N, D] are the
-        visual tokens of the prefix, places [N, 3] in which picture and where they lie in it.
+        visual tokens of the prefix, places [N, 3] in which picture and where they lie in it, lies
+        bool [B, N, C] which concepts they lie on.
 
-        The tower hardly says where in its view a token lies, and never in which tile; attention to
-        the tiles' own tokens can. The loss "place" asks it of each visual token early on, and
-        "mention" later on of the words that name what a picture shows once: relations were not
-        learned without.
+        A visual token does not say in which tile it lies; attention to the tiles' own tokens can.
+        The loss "place" asks it of each visual token early on; "look" has a head look from the name
+        of a thing to the tokens that lie on it, and "mention" asks the name where that is.
         """
         core = self.text
         head = torch.tensor(prefix_ids, device=self.device)
@@ -196,12 +203,12 @@ class Losses:
         mask = torch.zeros(seen.shape, device=self.device).masked_fill(
             ~seen, torch.finfo(torch.float32).min
         )
+        at = torch.arange(start, device=self.device).expand(count, -1)
+        rope = torch.cat([at, start + place], 1)
         out = core(
             inputs_embeds=hidden,
             attention_mask=mask[:, None],
-            position_ids=torch.cat(
-                [torch.arange(start, device=self.device).expand(count, -1), start + place], 1
-            ),
+            position_ids=rope,
             use_cache=False,
             output_hidden_states=True,
         )
@@ -213,6 +220,13 @@ class Losses:
         early = out.hidden_states[PLACED_BY][:, :start][:, head == self.prompts.image_id]
         found = F.layer_norm(early, early.shape[-1:]) @ self.places.T
         losses["place"] = F.mse_loss(found, (places - 0.5).to(found).expand_as(found))
+        about = torch.from_numpy(asked.about).to(self.device)
+        on = torch.zeros(*about.shape, start, dtype=torch.bool, device=self.device)
+        on[..., head == self.prompts.image_id] = lies.transpose(1, 2).gather(
+            1, about.clamp_min(0)[..., None].expand(-1, -1, lies.shape[1])
+        ) & (about >= 0)[..., None]
+        if on.any():
+            losses["look"] = self._look_loss(out.hidden_states, rope, mask, on)
         told = torch.from_numpy(asked.where).to(self.device)
         known = ~told.isnan()
         if known.any():
@@ -220,3 +234,37 @@ class Losses:
             found = F.layer_norm(later, later.shape[-1:]) @ self.mentions.T
             losses["mention"] = F.mse_loss(found[known], told[known] - 0.5)
         return losses, logits.detach(), kinds
+
+    def _look_loss(
+        self,
+        states: tuple[torch.Tensor, ...],
+        rope: torch.Tensor,
+        mask: torch.Tensor,
+        on: torch.Tensor,
+    ) -> torch.Tensor:
+        """Minus the logarithm of the chance that at least one head of the layers LOOKING, taken as
+        independent, attends from a name to what it names. states [B, S, D] after each layer, rope
+        [B, S], mask [B, S, S] added to attention, on bool [B, M, P]: the name at S - M + m names
+        what lies at p.
+        """
+        picture, name = on.any(-1).nonzero(as_tuple=True)
+        asking = mask.shape[1] - on.shape[1] + name
+        wanted = F.pad(on[picture, name], (0, on.shape[1]))  # [K, S]
+        cos, sin = self.text.rotary_emb(states[0], rope)  # [B, S, H]
+        elsewhere = torch.zeros(len(name), device=self.device)
+        for index in LOOKING:
+            layer = self.text.layers[index]
+            attention = layer.self_attn
+            x = layer.input_layernorm(states[index])
+            width = attention.head_dim
+            q = attention.q_proj(x[picture, asking]).unflatten(-1, (-1, width))  # [K, heads, H]
+            k = attention.k_proj(x).unflatten(-1, (-1, width))  # [B, S, groups, H]
+            turn = cos[picture, asking][:, None], sin[picture, asking][:, None]
+            q = q * turn[0] + rotate_half(q) * turn[1]
+            k = k * cos[:, :, None] + rotate_half(k) * sin[:, :, None]
+            q = q.unflatten(1, (k.shape[2], -1))  # [K, groups, heads of a group, H]
+            scores = torch.einsum("kgjh,ksgh->kgjs", q, k[picture]) * attention.scaling
+            seen = (scores + mask[picture, asking][:, None, None]).softmax(-1)
+            there = (seen * wanted[:, None, None]).sum(-1).flatten(1).clamp(max=0.9999)
+            elsewhere = elsewhere + torch.log1p(-there).sum(1)
+        return -torch.log(-torch.expm1(elsewhere) + 1e-6).mean()

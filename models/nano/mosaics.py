@@ -46,12 +46,27 @@ def places(rows: int, cols: int, side: int, pictures: int) -> torch.Tensor:
 
 
 class Whole(NamedTuple):
-    """Encoded pictures of one layout, with what each shows and which of its tiles show nothing."""
+    """Encoded pictures of one layout, with what each shows, on which of its visual tokens, and
+    which of its tiles show nothing.
+    """
 
     tokens: torch.Tensor  # float16 [M, V, T, D]
     shown: np.ndarray  # int8 [M, C]
     bare: np.ndarray  # bool [M, V]
+    lies: np.ndarray  # bool [M, V, T, C]
     items: list[tuple[Item, ...]]  # of each
+
+
+class Known(NamedTuple):
+    """One of them: tokens [V, T, D], what it shows [C], on which of its tokens [V, T, C], its
+    items, and its bare tiles in any order.
+    """
+
+    tokens: torch.Tensor
+    shown: np.ndarray
+    lies: np.ndarray
+    items: tuple[Item, ...]
+    bare: np.ndarray
 
 
 @dataclass(slots=True)
@@ -86,7 +101,7 @@ class Pool:
             shown.append(np.stack([s.present for s in scenes]))
         whole = {}
         for (rows, cols), count in pictures.items():
-            encoded, present, bare, items = [], [], [], []
+            encoded, present, bare, lies, items = [], [], [], [], []
             for nth in range(-(-count // 4)):
                 scenes = []
                 for _ in range(4):  # every other four as they are sent, the rest for what relates
@@ -95,10 +110,12 @@ class Pool:
                 items += [s.items for s in scenes]
                 encoded.append(encode(losses, scenes))
                 present.append(np.stack([s.present for s in scenes]))
+                lies.append(np.stack([s.dense == 1 for s in scenes]))
                 bare.append(np.stack([(s.sprite == 0).all(axis=1) for s in scenes]))
             clear = np.concatenate(bare)
             clear[:, -1] = False  # the global view
-            whole[rows, cols] = Whole(torch.cat(encoded), np.concatenate(present), clear, items)
+            shows, on = np.concatenate(present), np.concatenate(lies)
+            whole[rows, cols] = Whole(torch.cat(encoded), shows, clear, on, items)
         return cls(torch.cat(tokens), np.concatenate(shown), whole)
 
     def mosaic(
@@ -120,11 +137,9 @@ class Pool:
         shown = _union(self.shown[picks])
         return self.views[torch.from_numpy(picks)], shown
 
-    def known(
-        self, rng: np.random.Generator, rows: int, cols: int
-    ) -> tuple[torch.Tensor, np.ndarray, tuple[Item, ...], np.ndarray]:
-        """One of the whole pictures of a layout, some of its bare tiles exchanged for other ground:
-        its tokens, what it shows, its items, and its bare tiles in any order.
+    def known(self, rng: np.random.Generator, rows: int, cols: int) -> Known:
+        """One of the whole pictures of a layout, some of its bare tiles exchanged for other
+        ground.
         """
         whole = self.pictures[rows, cols]
         pick = int(rng.integers(len(whole.tokens)))
@@ -132,7 +147,7 @@ class Pool:
         bare = rng.permutation(np.flatnonzero(whole.bare[pick]))
         ground = bare[rng.random(len(bare)) < OTHER_GROUND]
         tokens[ground] = self.views[rng.choice(self._bare, len(ground))]
-        return tokens, whole.shown[pick], whole.items[pick], bare
+        return Known(tokens, whole.shown[pick], whole.lies[pick], whole.items[pick], bare)
 
     def picture(
         self, rng: np.random.Generator, rows: int, cols: int
@@ -140,7 +155,7 @@ class Pool:
         """As `known`, with views that show something in some of the bare tiles: the same few
         thousand pictures come back every few hundred steps.
         """
-        tokens, present, _, bare = self.known(rng, rows, cols)
+        tokens, present, _, _, bare = self.known(rng, rows, cols)
         shown = present[None]
         pasted = bare[: int(rng.integers(0, 4))]
         views = rng.choice(self._full, len(pasted))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tasks import Asked
+from tasks import Asked, Mention
 from words import Prompts
 
 NOTHING = -100  # no token is to be learned here; what torch's cross-entropy ignores
@@ -19,8 +19,9 @@ NOTHING = -100  # no token is to be learned here; what torch's cross-entropy ign
 @dataclass(slots=True)
 class Pack:
     """All [B, M]: token ids, branch (-2: padding), place within the branch, token to be learned;
-    `kinds` are the names of tasks and `kind` [B, M] their indices. `where` [B, M, 4] is told of the
-    tokens that end a mention, and NaN elsewhere.
+    `kinds` are the names of tasks and `kind` [B, M] their indices. `about` [B, M] is the concept a
+    token's mention names, where it ends one, and -1 elsewhere; `where` [B, M, 4] where that lies,
+    and NaN elsewhere.
     """
 
     ids: np.ndarray
@@ -29,6 +30,7 @@ class Pack:
     target: np.ndarray
     kind: np.ndarray
     kinds: tuple[str, ...]
+    about: np.ndarray
     where: np.ndarray
 
 
@@ -36,7 +38,7 @@ def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
     """What is asked of each of B pictures, one branch a request."""
     kinds = tuple(dict.fromkeys(a.kind for each in asked for a in each))
     rows: list[list[tuple[int, int, int, int, int]]] = []
-    told: list[tuple[int, int, tuple[float, ...]]] = []
+    told: list[tuple[int, int, Mention]] = []
     for each in asked:
         row: list[tuple[int, int, int, int, int]] = []
         for number, one in enumerate(each):
@@ -49,7 +51,7 @@ def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
             kind = kinds.index(one.kind)
             for mention in one.mentions:  # words are encoded one by one, whatever follows
                 length = len(prompts.ids(one.request[: mention.end]))
-                told.append((len(rows), len(row) + length - 1, mention.where))
+                told.append((len(rows), len(row) + length - 1, mention))
             row += [
                 (token, number, at, target, kind)
                 for at, (token, target) in enumerate(zip(ids, targets, strict=True))
@@ -59,7 +61,8 @@ def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
     out[1], out[3] = -2, NOTHING
     for i, row in enumerate(rows):
         out[:, i, : len(row)] = np.array(row).T
+    about = np.full(out.shape[1:], -1, np.int64)
     where = np.full((*out.shape[1:], 4), np.nan, np.float32)
-    for picture, at, what in told:
-        where[picture, at] = what
-    return Pack(out[0], out[1], out[2], out[3], out[4], kinds, where)
+    for picture, at, mention in told:
+        about[picture, at], where[picture, at] = mention.concept, mention.where
+    return Pack(out[0], out[1], out[2], out[3], out[4], kinds, about, where)

@@ -48,16 +48,18 @@ ANSWERS = (  # every word of an answer that is no concept's
 )
 EDGE = 576  # of the pictures that train, in pixels: what sizes are told against
 CROWDED_PAIR = "is more crowded"
+UNKNOWN = (float("nan"),) * 4
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A thing that a request names and its picture shows once: `end` characters of the request go
-    to the end of its name. `where` is in which of the pictures it is, how far down and across, and
-    how large, each about 0..1 and NaN where it is not asked for.
+    """A thing that a request names: `end` characters of the request go to the end of its name.
+    `where` is in which of the pictures it is, how far down and across, and how large, each about
+    0..1, and NaN where it is not asked for, or is there more than once.
     """
 
     end: int
+    concept: int
     where: tuple[float, float, float, float]
 
 
@@ -96,18 +98,20 @@ def word(rng: np.random.Generator, concept: int) -> str:
     return str(getattr(CONCEPTS[concept], form_of(rng)))
 
 
-def asks(kind: str, condition: str, answer: str, *named: tuple[str, Item | None]) -> Asked:
+def asks(kind: str, condition: str, answer: str, *named: tuple[str, int, Item | None]) -> Asked:
     """The question whether a condition holds; `named` are the beginnings of the condition that end
-    with something it names, and the item that is meant.
+    with something it names, its concept, and the item where it is there once.
     """
     before = TEMPLATE.index("{")
     mentions = tuple(
-        Mention(before + len(beginning), where(item)) for beginning, item in named if item
+        Mention(before + len(beginning), concept, where(item)) for beginning, concept, item in named
     )
     return Asked(kind, TEMPLATE.format(condition=condition), answer, mentions)
 
 
-def where(item: Item) -> tuple[float, float, float, float]:
+def where(item: Item | None) -> tuple[float, float, float, float]:
+    if item is None:
+        return UNKNOWN
     return float("nan"), item.y, item.x, 1 + float(np.log2(item.edge / EDGE)) / 4
 
 
@@ -125,7 +129,7 @@ def presence(
     for concept in ask(rng, present, n):
         text = word(rng, concept)
         answer = " Yes" if present[concept] == 1 else " No"
-        out.append(asks("presence", text, answer, (text, once.get(concept))))
+        out.append(asks("presence", text, answer, (text, concept, once.get(concept))))
     return out
 
 
@@ -142,7 +146,7 @@ def counts(
     rng: np.random.Generator, items: Sequence[Item], present: np.ndarray, n: int
 ) -> list[Asked]:
     """`n` questions how often something is there, mostly about what is."""
-    found = counted(items, present)
+    found, once = counted(items, present), alone(items, present)
     out = []
     for _ in range(n):
         there = list(found)
@@ -153,13 +157,17 @@ def counts(
         text = word(rng, concept)
         kind = rng.random()
         if kind < 0.5:
-            out.append(Asked("count", COUNT.format(condition=text), f" {min(times, MOST)}"))
+            told = Mention(COUNT.index("{") + len(text), concept, where(once.get(concept)))
+            answer = f" {min(times, MOST)}"
+            out.append(Asked("count", COUNT.format(condition=text), answer, (told,)))
         else:
             name = CONCEPTS[concept].name
             form, holds = (
                 ("more than one", times > 1) if kind < 0.8 else ("exactly one", times == 1)
             )
-            out.append(asks(form, f"{form} {name}", " Yes" if holds else " No"))
+            text = f"{form} {name}"
+            named = text, concept, once.get(concept)
+            out.append(asks(form, text, " Yes" if holds else " No", named))
     return out
 
 
@@ -187,7 +195,7 @@ def relations(
             break
         if holds >= 0:
             first, text = CONCEPTS[a].phrase, f"{CONCEPTS[a].phrase} {name} {CONCEPTS[b].phrase}"
-            named = (first, once.get(a)), (text, once.get(b))
+            named = (first, a, once.get(a)), (text, b, once.get(b))
             out.append(asks(kind, text, " Yes" if holds else " No", *named))
     return out
 
@@ -244,7 +252,8 @@ def pairs(rng: np.random.Generator, first: Shown, second: Shown, n: int) -> list
     for concept in rng.permutation(differ)[: n - len(out)]:
         text = f"shows {word(rng, int(concept))}"
         in_first = bool(first[1][concept])
-        told = Mention(PAIR.index("{") + len(text), (float(not in_first), *(float("nan"),) * 3))
+        where_it_is = float(not in_first), *UNKNOWN[1:]
+        told = Mention(PAIR.index("{") + len(text), int(concept), where_it_is)
         request = PAIR.format(criterion=text)
         out.append(Asked("pair shows", request, " A" if in_first else " B", (told,)))
     return out

@@ -36,10 +36,13 @@ WHOLE = {(3, 4): 800, (4, 3): 700, (4, 4): 1100}  # pictures drawn whole, views 
 # Share of the steps on mosaics, on whole pictures, on pairs of them.
 STEPS = {"mosaic": 0.2, "whole": 0.62, "pair": 0.18}
 MOSAIC_QUESTIONS = 30
-PRESENCE, COUNTS, RELATIONS, PAIRS = 12, 5, 6, 6  # questions a picture, or pair
+PRESENCE, COUNTS, RELATIONS, PAIRS = 8, 5, 9, 6  # questions a picture, or pair
 WAKING = 150  # steps until text counts in full
 NOISE = 0.1  # of the visual tokens' own spread: the same views come back every few steps
-WEIGHTS = {"presence": 1.0, "reason": 1.0, "count": 0.6, "crowd": 0.3, "place": 5.0, "mention": 8.0}
+WEIGHTS = {
+    **{"presence": 1.0, "reason": 1.0, "count": 0.6, "crowd": 0.3},
+    **{"place": 5.0, "look": 0.4, "mention": 8.0},
+}
 OTHER_WEIGHT = 0.35  # of any other kind of task
 LABELS = ("presence", "more than one", "exactly one", *tasks.RELATIONS)  # told as AUROC
 
@@ -111,24 +114,37 @@ class Trainer:
 
     def _whole(self, rows: int, cols: int, count: int) -> tuple[torch.Tensor, dict[str, float]]:
         drawn = [self.pool.known(self.rng, rows, cols) for _ in range(count)]
-        asked = [questions(self.rng, shown, items) for _, shown, items, _ in drawn]
-        return self._learn(self._noisy([t for t, *_ in drawn]), rows, cols, 1, asked)
+        asked = [questions(self.rng, each.shown, each.items) for each in drawn]
+        lies = np.stack([each.lies for each in drawn])
+        return self._learn(self._noisy([d.tokens for d in drawn]), lies, rows, cols, 1, asked)
 
     def _pair(self, rows: int, cols: int, count: int) -> tuple[torch.Tensor, dict[str, float]]:
         pairs = [
             [self.pool.known(self.rng, rows, cols) for _ in range(2)] for _ in range(count // 2)
         ]
-        asked = [tasks.pairs(self.rng, (a[2], a[1]), (b[2], b[1]), PAIRS) for a, b in pairs]
-        tokens = self._noisy([torch.cat([a[0], b[0]]) for a, b in pairs])
-        return self._learn(tokens, rows, cols, 2, asked)
+        asked = [
+            tasks.pairs(self.rng, (a.items, a.shown), (b.items, b.shown), PAIRS) for a, b in pairs
+        ]
+        tokens = self._noisy([torch.cat([a.tokens, b.tokens]) for a, b in pairs])
+        lies = np.stack([np.concatenate([a.lies, b.lies]) for a, b in pairs])
+        return self._learn(tokens, lies, rows, cols, 2, asked)
 
     def _learn(
-        self, tokens: torch.Tensor, rows: int, cols: int, pictures: int, asked: list[list[Asked]]
+        self,
+        tokens: torch.Tensor,
+        lies: np.ndarray,
+        rows: int,
+        cols: int,
+        pictures: int,
+        asked: list[list[Asked]],
     ) -> tuple[torch.Tensor, dict[str, float]]:
         prompts = self.losses.prompts
         prefix, packed = prompts.prefix(rows, cols, pictures), pack(prompts, asked)
         where = places(rows, cols, VIEW // CELL, pictures)
-        each, logits, kinds = self.losses.packed_loss(tokens.flatten(1, 2), prefix, packed, where)
+        on = torch.from_numpy(lies).to(self.losses.device).flatten(1, 2)
+        each, logits, kinds = self.losses.packed_loss(
+            tokens.flatten(1, 2), prefix, packed, where, on
+        )
         self.learned += 1
         weights = {**WEIGHTS, "reason": WEIGHTS["reason"] * min(1.0, self.learned / WAKING)}
         loss = sum(weights.get(name, OTHER_WEIGHT) * value for name, value in each.items())
