@@ -99,12 +99,21 @@ def decode(image: ImageInput, limits: Limits = DEFAULT_LIMITS) -> Picture:
     )
 
 
+def _opened(handle: int) -> io.FileIO:
+    """A file that owns the handle; of a folder none can be made, and the handle is closed."""
+    try:
+        return io.FileIO(handle, "rb")
+    except OSError:
+        os.close(handle)
+        raise
+
+
 def read_bytes(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> bytes:
     """The bytes of a regular file; pipes and devices are refused because they may never end."""
     try:
         # O_NONBLOCK: opening a pipe nobody writes to would otherwise wait forever.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _O_BINARY)
-        with os.fdopen(handle, "rb") as file:
+        with _opened(handle) as file:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise InputError("not_a_file", "not a regular file; give an image file")
