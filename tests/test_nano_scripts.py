@@ -119,7 +119,9 @@ def test_a_whole_picture_shows_what_its_bare_tiles_were_given(
     bare = rng.random((2, 13)) < 0.5
     bare[:, -1] = False
     present = np.array([[1, 0, 0, 0, -1], [0, 0, 1, 0, 0]], np.int8)
-    whole = nano["mosaics"].Whole(own, present, bare, np.zeros((*own.shape[:3], len(present[0])), bool), [(), ()])
+    whole = nano["mosaics"].Whole(
+        own, present, bare, np.zeros((*own.shape[:3], len(present[0])), bool), [(), ()]
+    )
     pool = nano["mosaics"].Pool(views, shown, {(3, 4): whole})
     exchanged = 0
     for _ in range(60):

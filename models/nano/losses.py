@@ -222,9 +222,12 @@ class Losses:
         losses["place"] = F.mse_loss(found, (places - 0.5).to(found).expand_as(found))
         about = torch.from_numpy(asked.about).to(self.device)
         on = torch.zeros(*about.shape, start, dtype=torch.bool, device=self.device)
-        on[..., head == self.prompts.image_id] = lies.transpose(1, 2).gather(
-            1, about.clamp_min(0)[..., None].expand(-1, -1, lies.shape[1])
-        ) & (about >= 0)[..., None]
+        on[..., head == self.prompts.image_id] = (
+            lies.transpose(1, 2).gather(
+                1, about.clamp_min(0)[..., None].expand(-1, -1, lies.shape[1])
+            )
+            & (about >= 0)[..., None]
+        )
         if on.any():
             losses["look"] = self._look_loss(out.hidden_states, rope, mask, on)
         told = torch.from_numpy(asked.where).to(self.device)
