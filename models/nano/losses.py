@@ -18,6 +18,8 @@ from words import Prompts
 
 PLACED_BY = 2  # layers of the text model after which a visual token knows where it lies
 MENTIONED_BY = 4  # and after which a thing's name knows where the thing lies, and how large it is
+RELATED_BY = 5  # and after which the name knows how what was named before it lies to that
+GAIN = 10.0  # of the heads that ask where things lie: small numbers move as slowly as large ones
 LOOKING = (2, 3)  # layers between the two, in one of which a head looks from the name to the thing
 BACKGROUND_WEIGHT = 0.15  # of a token that lies on no drawing, in the sprite loss
 
@@ -33,6 +35,7 @@ class Losses:
         self.cells = torch.nn.Parameter(torch.zeros(2, hidden, device=device))
         self.places = torch.nn.Parameter(torch.zeros(3, hidden, device=device))
         self.mentions = torch.nn.Parameter(torch.zeros(4, hidden, device=device))
+        self.apart = torch.nn.Parameter(torch.zeros(3, hidden, device=device))
         self.sprites = torch.nn.Parameter(torch.zeros(drawings + 1, hidden, device=device))
         names = [prompts.ids(" " + c.name) for c in CONCEPTS]
         width = max(map(len, names))
@@ -183,7 +186,8 @@ class Losses:
 
         A visual token does not say in which tile it lies; attention to the tiles' own tokens can.
         The loss "place" asks it of each visual token early on; "look" has a head look from the name
-        of a thing to the tokens that lie on it, and "mention" asks the name where that is.
+        of a thing to the tokens that lie on it, "mention" asks the name where that is, and "apart"
+        how the thing named before it lies to it.
         """
         core = self.text
         head = torch.tensor(prefix_ids, device=self.device)
@@ -218,8 +222,8 @@ class Losses:
         kinds = kind[wanted]
         losses = {name: each[kinds == i].mean() for i, name in enumerate(asked.kinds)}
         early = out.hidden_states[PLACED_BY][:, :start][:, head == self.prompts.image_id]
-        found = F.layer_norm(early, early.shape[-1:]) @ self.places.T
-        losses["place"] = F.mse_loss(found, (places - 0.5).to(found).expand_as(found))
+        where = (places - 0.5).to(early).expand(count, -1, -1)
+        losses["place"] = _told(early, self.places, where)
         about = torch.from_numpy(asked.about).to(self.device)
         on = torch.zeros(*about.shape, start, dtype=torch.bool, device=self.device)
         on[..., head == self.prompts.image_id] = (
@@ -230,12 +234,13 @@ class Losses:
         )
         if on.any():
             losses["look"] = self._look_loss(out.hidden_states, rope, mask, on)
-        told = torch.from_numpy(asked.where).to(self.device)
-        known = ~told.isnan()
-        if known.any():
+        told = torch.from_numpy(asked.where).to(self.device) - 0.5
+        if told.isfinite().any():
             later = out.hidden_states[MENTIONED_BY][:, start:]
-            found = F.layer_norm(later, later.shape[-1:]) @ self.mentions.T
-            losses["mention"] = F.mse_loss(found[known], told[known] - 0.5)
+            losses["mention"] = _told(later, self.mentions, told)
+        told = torch.from_numpy(asked.apart).to(self.device)
+        if told.isfinite().any():
+            losses["apart"] = _told(out.hidden_states[RELATED_BY][:, start:], self.apart, told)
         return losses, logits.detach(), kinds
 
     def _look_loss(
@@ -245,16 +250,19 @@ class Losses:
         mask: torch.Tensor,
         on: torch.Tensor,
     ) -> torch.Tensor:
-        """Minus the logarithm of the chance that at least one head of the layers LOOKING, taken as
-        independent, attends from a name to what it names. states [B, S, D] after each layer, rope
+        """Minus the logarithm of how much of its attention the one head of the layers LOOKING that
+        looks there most turns from a name to what it names. states [B, S, D] after each layer, rope
         [B, S], mask [B, S, S] added to attention, on bool [B, M, P]: the name at S - M + m names
         what lies at p.
+
+        Of one head and not of all together: many that look there a little bring nothing home but a
+        mean of everything that lies around.
         """
         picture, name = on.any(-1).nonzero(as_tuple=True)
         asking = mask.shape[1] - on.shape[1] + name
         wanted = F.pad(on[picture, name], (0, on.shape[1]))  # [K, S]
         cos, sin = self.text.rotary_emb(states[0], rope)  # [B, S, H]
-        elsewhere = torch.zeros(len(name), device=self.device)
+        most = torch.zeros(len(name), device=self.device)
         for index in LOOKING:
             layer = self.text.layers[index]
             attention = layer.self_attn
@@ -268,6 +276,15 @@ class Losses:
             q = q.unflatten(1, (k.shape[2], -1))  # [K, groups, heads of a group, H]
             scores = torch.einsum("kgjh,ksgh->kgjs", q, k[picture]) * attention.scaling
             seen = (scores + mask[picture, asking][:, None, None]).softmax(-1)
-            there = (seen * wanted[:, None, None]).sum(-1).flatten(1).clamp(max=0.9999)
-            elsewhere = elsewhere + torch.log1p(-there).sum(1)
-        return -torch.log(-torch.expm1(elsewhere) + 1e-6).mean()
+            there = (seen * wanted[:, None, None]).sum(-1).flatten(1)
+            most = torch.maximum(most, there.amax(1))
+        return -torch.log(most + 1e-6).mean()
+
+
+def _told(hidden: torch.Tensor, head: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Squared error of what a head reads off hidden states, where the truth is no NaN. hidden
+    [B, N, D], head [K, D], truth [B, N, K].
+    """
+    found = F.layer_norm(hidden, hidden.shape[-1:]) @ (GAIN * head).T
+    known = truth.isfinite()
+    return F.mse_loss(found[known], truth[known])

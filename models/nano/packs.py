@@ -20,8 +20,8 @@ NOTHING = -100  # no token is to be learned here; what torch's cross-entropy ign
 class Pack:
     """All [B, M]: token ids, branch (-2: padding), place within the branch, token to be learned;
     `kinds` are the names of tasks and `kind` [B, M] their indices. `about` [B, M] is the concept a
-    token's mention names, where it ends one, and -1 elsewhere; `where` [B, M, 4] where that lies,
-    and NaN elsewhere.
+    token's mention names, where it ends one, and -1 elsewhere; `where` [B, M, 4] and `apart`
+    [B, M, 3] are that mention's, and NaN elsewhere.
     """
 
     ids: np.ndarray
@@ -32,6 +32,7 @@ class Pack:
     kinds: tuple[str, ...]
     about: np.ndarray
     where: np.ndarray
+    apart: np.ndarray
 
 
 def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
@@ -63,6 +64,8 @@ def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
         out[:, i, : len(row)] = np.array(row).T
     about = np.full(out.shape[1:], -1, np.int64)
     where = np.full((*out.shape[1:], 4), np.nan, np.float32)
+    apart = np.full((*out.shape[1:], 3), np.nan, np.float32)
     for picture, at, mention in told:
         about[picture, at], where[picture, at] = mention.concept, mention.where
-    return Pack(out[0], out[1], out[2], out[3], out[4], kinds, about, where)
+        apart[picture, at] = mention.apart
+    return Pack(out[0], out[1], out[2], out[3], out[4], kinds, about, where, apart)

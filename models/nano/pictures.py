@@ -49,9 +49,9 @@ def calibration(stage: Stage, folder: Path, count: int, hard: int) -> None:
         related += tasks.relations(rng, scene.items, scene.present, RELATED)
         before, after = TEMPLATE.split("{condition}")
         asked += [
-            {"text": r.request.removeprefix(before).removesuffix(after), "label": int(yes)}
-            for r in dict.fromkeys(related)
-            if (yes := r.answer == " Yes") or r.answer == " No"
+            {"text": request.removeprefix(before).removesuffix(after), "label": int(yes)}
+            for request, answer in dict.fromkeys((r.request, r.answer) for r in related)
+            if (yes := answer == " Yes") or answer == " No"
         ]
         questions.append({"image": name, "conditions": asked})
     (folder / "questions.json").write_text(json.dumps(questions, indent=1) + "\n")

@@ -55,12 +55,14 @@ UNKNOWN = (float("nan"),) * 4
 class Mention:
     """A thing that a request names: `end` characters of the request go to the end of its name.
     `where` is in which of the pictures it is, how far down and across, and how large, each about
-    0..1, and NaN where it is not asked for, or is there more than once.
+    0..1, and NaN where it is not asked for, or is there more than once; `apart` how much lower,
+    further right and larger what was named before it is.
     """
 
     end: int
     concept: int
     where: tuple[float, float, float, float]
+    apart: tuple[float, float, float] = (float("nan"),) * 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +104,13 @@ def asks(kind: str, condition: str, answer: str, *named: tuple[str, int, Item | 
     """The question whether a condition holds; `named` are the beginnings of the condition that end
     with something it names, its concept, and the item where it is there once.
     """
-    before = TEMPLATE.index("{")
-    mentions = tuple(
-        Mention(before + len(beginning), concept, where(item)) for beginning, concept, item in named
-    )
-    return Asked(kind, TEMPLATE.format(condition=condition), answer, mentions)
+    first, mentions = UNKNOWN, []
+    for beginning, concept, item in named:
+        end, here = TEMPLATE.index("{") + len(beginning), where(item)
+        _, down, across, large = (a - b for a, b in zip(first, here, strict=True))
+        mentions.append(Mention(end, concept, here, (down, across, large)))
+        first = here
+    return Asked(kind, TEMPLATE.format(condition=condition), answer, tuple(mentions))
 
 
 def where(item: Item | None) -> tuple[float, float, float, float]:
