@@ -229,7 +229,7 @@ def test_looking_is_told_by_the_model_s_own_attention(
     text = model.model.text_model
     hooks = [
         text.layers[index].self_attn.register_forward_hook(lambda *told: seen.append(told[2][1]))
-        for index in nano["losses"].LOOKING
+        for index in (*nano["losses"].LOOKING, *nano["losses"].LOOKING_BACK)
     ]
     before = text.config._attn_implementation
     text.config._attn_implementation = "eager"
@@ -244,11 +244,17 @@ def test_looking_is_told_by_the_model_s_own_attention(
     for picture, name in zip(*np.nonzero(packed.about >= 0), strict=True):
         on = lies[picture, :, packed.about[picture, name]]
         if on.any():
-            rows = [layer[picture, :, len(prefix) + name][:, visual] for layer in seen]
+            rows = [layer[picture, :, len(prefix) + name][:, visual] for layer in seen[:-1]]
             looks.append(torch.cat([row[:, on].sum(1) for row in rows]).max())
     assert len(looks) > 5
     expected = -torch.log(torch.stack(looks)).mean()
     assert torch.allclose(each["look"], expected, rtol=1e-3)
+    back = []
+    for picture, name in zip(*np.nonzero(packed.before >= 0), strict=True):
+        assert packed.branch[picture, packed.before[picture, name]] == packed.branch[picture, name]
+        row = seen[-1][picture, :, len(prefix) + name]
+        back.append(row[:, len(prefix) + packed.before[picture, name]].max())
+    assert torch.allclose(each["back"], -torch.log(torch.stack(back)).mean(), rtol=1e-3)
 
 
 def test_waking_moves_new_answers_alone(nano: dict[str, ModuleType], trained: tuple) -> None:
@@ -264,3 +270,25 @@ def test_waking_moves_new_answers_alone(nano: dict[str, ModuleType], trained: tu
     assert moved[score] or score in known
     with torch.no_grad():
         table.copy_(before)
+
+
+def test_a_readout_reads_what_is_there_and_sends_the_gradient_to_where_it_is_not(
+    nano: dict[str, ModuleType],
+) -> None:
+    rng = torch.Generator().manual_seed(3)
+    readout = nano["losses"].Readout(12, 2, "cpu")
+    map_ = torch.randn(12, generator=rng)
+    found = []
+    for _ in range(30):
+        x = torch.randn(2, 20, 12, generator=rng, requires_grad=True)
+        normed = torch.nn.functional.layer_norm(x, (12,)).detach()
+        truth = torch.stack([normed @ map_, torch.randn(2, 20, generator=rng)], -1)
+        truth[0, :15, 0] = float("nan")
+        loss = readout.loss(x, truth)
+        found.append(float(loss.detach()))
+    assert found[0] == 0.0, "nothing is read from nothing"
+    assert found[-1] == pytest.approx(float(truth[..., 1].var()) / 2, rel=0.4), (
+        "one of two is noise"
+    )
+    loss.backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0

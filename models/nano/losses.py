@@ -19,9 +19,48 @@ from words import Prompts
 PLACED_BY = 2  # layers of the text model after which a visual token knows where it lies
 MENTIONED_BY = 4  # and after which a thing's name knows where the thing lies, and how large it is
 RELATED_BY = 5  # and after which the name knows how what was named before it lies to that
-GAIN = 10.0  # of the heads that ask where things lie: small numbers move as slowly as large ones
 LOOKING = (2, 3)  # layers between the two, in one of which a head looks from the name to the thing
+LOOKING_BACK = (4,)  # layers in one of which a head looks from a name to the name before it
 BACKGROUND_WEIGHT = 0.15  # of a token that lies on no drawing, in the sprite loss
+
+
+class Readout:
+    """What a linear map reads off hidden states at its best: least squares over the last steps,
+    solved and not learned, since a map that is learned from a few names a step jitters by more than
+    what it is to read.
+    """
+
+    KEPT = 0.98  # of what was seen, at each step
+    RIDGE = 0.003  # of the number seen; hidden states are normed to a variance of 1
+    ENOUGH = 4  # times as many as there are unknowns, before anything is read
+
+    def __init__(self, hidden: int, outputs: int, device: str) -> None:
+        size = hidden + 1
+        self._xx = torch.zeros(outputs, size, size, device=device)
+        self._xy = torch.zeros(outputs, size, 1, device=device)
+        self._count = torch.zeros(outputs, device=device)
+
+    def loss(self, hidden: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Squared error where the truth is no NaN, by the map that was best before; then that is
+        told of these. hidden [B, N, D], truth [B, N, K]. The gradient goes into `hidden` alone.
+        """
+        x = F.pad(F.layer_norm(hidden, hidden.shape[-1:]), (0, 1), value=1.0)
+        missed = []
+        for k in range(truth.shape[-1]):
+            known = truth[..., k].isfinite()
+            if not known.any():
+                continue
+            mine, value = x[known], truth[..., k][known]
+            if self._count[k] > self.ENOUGH * x.shape[-1]:
+                ridge = (1 + self.RIDGE * self._count[k]) * torch.eye(x.shape[-1]).to(x)
+                root = torch.linalg.cholesky(self._xx[k] + ridge)
+                best = torch.cholesky_solve(self._xy[k], root)  # [D + 1, 1]
+                missed.append(F.mse_loss((mine @ best)[:, 0], value))
+            seen = mine.detach()
+            self._xx[k] = self.KEPT * self._xx[k] + seen.T @ seen
+            self._xy[k] = self.KEPT * self._xy[k] + seen.T @ value[:, None]
+            self._count[k] = self.KEPT * self._count[k] + len(seen)
+        return torch.stack(missed).mean() if missed else hidden.new_zeros(())
 
 
 class Losses:
@@ -33,9 +72,9 @@ class Losses:
         self.bias = torch.nn.Parameter(torch.full((len(CONCEPTS),), -4.0, device=device))
         hidden = model.config.text_config.hidden_size
         self.cells = torch.nn.Parameter(torch.zeros(2, hidden, device=device))
-        self.places = torch.nn.Parameter(torch.zeros(3, hidden, device=device))
-        self.mentions = torch.nn.Parameter(torch.zeros(4, hidden, device=device))
-        self.apart = torch.nn.Parameter(torch.zeros(3, hidden, device=device))
+        self.places = Readout(hidden, 3, device)
+        self.mentions = Readout(hidden, 4, device)
+        self.apart = Readout(hidden, 3, device)
         self.sprites = torch.nn.Parameter(torch.zeros(drawings + 1, hidden, device=device))
         names = [prompts.ids(" " + c.name) for c in CONCEPTS]
         width = max(map(len, names))
@@ -186,8 +225,8 @@ class Losses:
 
         A visual token does not say in which tile it lies; attention to the tiles' own tokens can.
         The loss "place" asks it of each visual token early on; "look" has a head look from the name
-        of a thing to the tokens that lie on it, "mention" asks the name where that is, and "apart"
-        how the thing named before it lies to it.
+        of a thing to the tokens that lie on it, "mention" asks the name where that is; "back" has a
+        head look from a second name to the first, and "apart" asks how the two things lie.
         """
         core = self.text
         head = torch.tensor(prefix_ids, device=self.device)
@@ -223,24 +262,30 @@ class Losses:
         losses = {name: each[kinds == i].mean() for i, name in enumerate(asked.kinds)}
         early = out.hidden_states[PLACED_BY][:, :start][:, head == self.prompts.image_id]
         where = (places - 0.5).to(early).expand(count, -1, -1)
-        losses["place"] = _told(early, self.places, where)
+        losses["place"] = self.places.loss(early, where)
         about = torch.from_numpy(asked.about).to(self.device)
         on = torch.zeros(*about.shape, start, dtype=torch.bool, device=self.device)
-        on[..., head == self.prompts.image_id] = (
+        on[:, :, head == self.prompts.image_id] = (
             lies.transpose(1, 2).gather(
                 1, about.clamp_min(0)[..., None].expand(-1, -1, lies.shape[1])
             )
             & (about >= 0)[..., None]
         )
+        on = F.pad(on, (0, about.shape[1]))  # [B, M, S]
         if on.any():
-            losses["look"] = self._look_loss(out.hidden_states, rope, mask, on)
+            losses["look"] = self._look_loss(out.hidden_states, rope, mask, on, LOOKING)
+        back = torch.from_numpy(asked.before).to(self.device)
+        if (back >= 0).any():
+            first = torch.zeros_like(on).scatter(2, start + back.clamp_min(0)[..., None], True)
+            first &= (back >= 0)[..., None]
+            losses["back"] = self._look_loss(out.hidden_states, rope, mask, first, LOOKING_BACK)
         told = torch.from_numpy(asked.where).to(self.device) - 0.5
         if told.isfinite().any():
             later = out.hidden_states[MENTIONED_BY][:, start:]
-            losses["mention"] = _told(later, self.mentions, told)
+            losses["mention"] = self.mentions.loss(later, told)
         told = torch.from_numpy(asked.apart).to(self.device)
         if told.isfinite().any():
-            losses["apart"] = _told(out.hidden_states[RELATED_BY][:, start:], self.apart, told)
+            losses["apart"] = self.apart.loss(out.hidden_states[RELATED_BY][:, start:], told)
         return losses, logits.detach(), kinds
 
     def _look_loss(
@@ -249,21 +294,22 @@ class Losses:
         rope: torch.Tensor,
         mask: torch.Tensor,
         on: torch.Tensor,
+        layers: tuple[int, ...],
     ) -> torch.Tensor:
-        """Minus the logarithm of how much of its attention the one head of the layers LOOKING that
-        looks there most turns from a name to what it names. states [B, S, D] after each layer, rope
-        [B, S], mask [B, S, S] added to attention, on bool [B, M, P]: the name at S - M + m names
-        what lies at p.
+        """Minus the logarithm of how much of its attention the one head of some layers that looks
+        there most turns to where a token shall look. states [B, S, D] after each layer, rope
+        [B, S], mask [B, S, S] added to attention, on bool [B, M, S]: the token at S - M + m shall
+        look at those.
 
         Of one head and not of all together: many that look there a little bring nothing home but a
         mean of everything that lies around.
         """
         picture, name = on.any(-1).nonzero(as_tuple=True)
         asking = mask.shape[1] - on.shape[1] + name
-        wanted = F.pad(on[picture, name], (0, on.shape[1]))  # [K, S]
+        wanted = on[picture, name]  # [K, S]
         cos, sin = self.text.rotary_emb(states[0], rope)  # [B, S, H]
         most = torch.zeros(len(name), device=self.device)
-        for index in LOOKING:
+        for index in layers:
             layer = self.text.layers[index]
             attention = layer.self_attn
             x = layer.input_layernorm(states[index])
@@ -279,12 +325,3 @@ class Losses:
             there = (seen * wanted[:, None, None]).sum(-1).flatten(1)
             most = torch.maximum(most, there.amax(1))
         return -torch.log(most + 1e-6).mean()
-
-
-def _told(hidden: torch.Tensor, head: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Squared error of what a head reads off hidden states, where the truth is no NaN. hidden
-    [B, N, D], head [K, D], truth [B, N, K].
-    """
-    found = F.layer_norm(hidden, hidden.shape[-1:]) @ (GAIN * head).T
-    known = truth.isfinite()
-    return F.mse_loss(found[known], truth[known])

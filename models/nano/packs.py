@@ -20,8 +20,9 @@ NOTHING = -100  # no token is to be learned here; what torch's cross-entropy ign
 class Pack:
     """All [B, M]: token ids, branch (-2: padding), place within the branch, token to be learned;
     `kinds` are the names of tasks and `kind` [B, M] their indices. `about` [B, M] is the concept a
-    token's mention names, where it ends one, and -1 elsewhere; `where` [B, M, 4] and `apart`
-    [B, M, 3] are that mention's, and NaN elsewhere.
+    token's mention names, where it ends one, and -1 elsewhere; `before` [B, M] the token that ends
+    the mention before it in its request, or -1; `where` [B, M, 4] and `apart` [B, M, 3] are the
+    mention's, and NaN elsewhere.
     """
 
     ids: np.ndarray
@@ -31,6 +32,7 @@ class Pack:
     kind: np.ndarray
     kinds: tuple[str, ...]
     about: np.ndarray
+    before: np.ndarray
     where: np.ndarray
     apart: np.ndarray
 
@@ -39,7 +41,7 @@ def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
     """What is asked of each of B pictures, one branch a request."""
     kinds = tuple(dict.fromkeys(a.kind for each in asked for a in each))
     rows: list[list[tuple[int, int, int, int, int]]] = []
-    told: list[tuple[int, int, Mention]] = []
+    told: list[tuple[int, int, int, Mention]] = []
     for each in asked:
         row: list[tuple[int, int, int, int, int]] = []
         for number, one in enumerate(each):
@@ -50,9 +52,11 @@ def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
             ids = [*prompt, *answer[:-1]]
             targets = [NOTHING] * (len(prompt) - 1) + answer
             kind = kinds.index(one.kind)
+            last = -1
             for mention in one.mentions:  # words are encoded one by one, whatever follows
-                length = len(prompts.ids(one.request[: mention.end]))
-                told.append((len(rows), len(row) + length - 1, mention))
+                end = len(row) + len(prompts.ids(one.request[: mention.end])) - 1
+                told.append((len(rows), end, last, mention))
+                last = end
             row += [
                 (token, number, at, target, kind)
                 for at, (token, target) in enumerate(zip(ids, targets, strict=True))
@@ -62,10 +66,10 @@ def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
     out[1], out[3] = -2, NOTHING
     for i, row in enumerate(rows):
         out[:, i, : len(row)] = np.array(row).T
-    about = np.full(out.shape[1:], -1, np.int64)
+    about, before = np.full((2, *out.shape[1:]), -1, np.int64)
     where = np.full((*out.shape[1:], 4), np.nan, np.float32)
     apart = np.full((*out.shape[1:], 3), np.nan, np.float32)
-    for picture, at, mention in told:
-        about[picture, at], where[picture, at] = mention.concept, mention.where
-        apart[picture, at] = mention.apart
-    return Pack(out[0], out[1], out[2], out[3], out[4], kinds, about, where, apart)
+    for picture, at, last, mention in told:
+        about[picture, at], before[picture, at] = mention.concept, last
+        where[picture, at], apart[picture, at] = mention.where, mention.apart
+    return Pack(out[0], out[1], out[2], out[3], out[4], kinds, about, before, where, apart)
