@@ -109,9 +109,9 @@ def test_a_mention_ends_with_the_name_of_what_it_tells(nano: dict[str, ModuleTyp
                 assert mention.where[1:3] == (alone[0].y, alone[0].x)
                 told += 1
             if one.kind in ("left of", "above"):
-                down, across, _ = one.mentions[1].apart
+                down, across, _, holds = one.mentions[1].apart
                 lies = across if one.kind == "left of" else down
-                assert (lies < 0) == (one.answer == " Yes")
+                assert (lies < 0) == (one.answer == " Yes") == holds
     assert told > 60
 
 
@@ -229,7 +229,7 @@ def test_looking_is_told_by_the_model_s_own_attention(
     text = model.model.text_model
     hooks = [
         text.layers[index].self_attn.register_forward_hook(lambda *told: seen.append(told[2][1]))
-        for index in (*nano["losses"].LOOKING, *nano["losses"].LOOKING_BACK)
+        for index in (2, 3, 4, 5)
     ]
     before = text.config._attn_implementation
     text.config._attn_implementation = "eager"
@@ -244,7 +244,7 @@ def test_looking_is_told_by_the_model_s_own_attention(
     for picture, name in zip(*np.nonzero(packed.about >= 0), strict=True):
         on = lies[picture, :, packed.about[picture, name]]
         if on.any():
-            rows = [layer[picture, :, len(prefix) + name][:, visual] for layer in seen[:-1]]
+            rows = [layer[picture, :, len(prefix) + name][:, visual] for layer in seen[:2]]
             looks.append(torch.cat([row[:, on].sum(1) for row in rows]).max())
     assert len(looks) > 5
     expected = -torch.log(torch.stack(looks)).mean()
@@ -252,9 +252,17 @@ def test_looking_is_told_by_the_model_s_own_attention(
     back = []
     for picture, name in zip(*np.nonzero(packed.before >= 0), strict=True):
         assert packed.branch[picture, packed.before[picture, name]] == packed.branch[picture, name]
-        row = seen[-1][picture, :, len(prefix) + name]
+        row = seen[2][picture, :, len(prefix) + name]
         back.append(row[:, len(prefix) + packed.before[picture, name]].max())
     assert torch.allclose(each["back"], -torch.log(torch.stack(back)).mean(), rtol=1e-3)
+    last = []
+    for picture, end in zip(*np.nonzero(packed.target >= 0), strict=True):
+        mine = (packed.branch[picture] == packed.branch[picture, end]) & (
+            packed.before[picture] >= 0
+        )
+        (name,) = np.flatnonzero(mine)
+        last.append(seen[-1][picture, :, len(prefix) + end, len(prefix) + name].max())
+    assert torch.allclose(each["last"], -torch.log(torch.stack(last)).mean(), rtol=1e-3)
 
 
 def test_waking_moves_new_answers_alone(nano: dict[str, ModuleType], trained: tuple) -> None:

@@ -21,6 +21,7 @@ MENTIONED_BY = 4  # and after which a thing's name knows where the thing lies, a
 RELATED_BY = 5  # and after which the name knows how what was named before it lies to that
 LOOKING = (2, 3)  # layers between the two, in one of which a head looks from the name to the thing
 LOOKING_BACK = (4,)  # layers in one of which a head looks from a name to the name before it
+LOOKING_LAST = (5,)  # and from where the answer begins to the second name, which knows it by then
 BACKGROUND_WEIGHT = 0.15  # of a token that lies on no drawing, in the sprite loss
 
 
@@ -74,7 +75,7 @@ class Losses:
         self.cells = torch.nn.Parameter(torch.zeros(2, hidden, device=device))
         self.places = Readout(hidden, 3, device)
         self.mentions = Readout(hidden, 4, device)
-        self.apart = Readout(hidden, 3, device)
+        self.apart = Readout(hidden, 4, device)
         self.sprites = torch.nn.Parameter(torch.zeros(drawings + 1, hidden, device=device))
         names = [prompts.ids(" " + c.name) for c in CONCEPTS]
         width = max(map(len, names))
@@ -226,7 +227,8 @@ class Losses:
         A visual token does not say in which tile it lies; attention to the tiles' own tokens can.
         The loss "place" asks it of each visual token early on; "look" has a head look from the name
         of a thing to the tokens that lie on it, "mention" asks the name where that is; "back" has a
-        head look from a second name to the first, and "apart" asks how the two things lie.
+        head look from a second name to the first, and "apart" asks how the two things lie, and what
+        follows; "last" has a head look there from where the answer begins.
         """
         core = self.text
         head = torch.tensor(prefix_ids, device=self.device)
@@ -279,6 +281,11 @@ class Losses:
             first = torch.zeros_like(on).scatter(2, start + back.clamp_min(0)[..., None], True)
             first &= (back >= 0)[..., None]
             losses["back"] = self._look_loss(out.hidden_states, rope, mask, first, LOOKING_BACK)
+            second = (back >= 0)[:, None] & (branch[:, None] == branch[..., None])
+            second &= wanted[..., None]
+            losses["last"] = self._look_loss(
+                out.hidden_states, rope, mask, F.pad(second, (start, 0)), LOOKING_LAST
+            )
         told = torch.from_numpy(asked.where).to(self.device) - 0.5
         if told.isfinite().any():
             later = out.hidden_states[MENTIONED_BY][:, start:]

@@ -21,8 +21,8 @@ class Pack:
     """All [B, M]: token ids, branch (-2: padding), place within the branch, token to be learned;
     `kinds` are the names of tasks and `kind` [B, M] their indices. `about` [B, M] is the concept a
     token's mention names, where it ends one, and -1 elsewhere; `before` [B, M] the token that ends
-    the mention before it in its request, or -1; `where` [B, M, 4] and `apart` [B, M, 3] are the
-    mention's, and NaN elsewhere.
+    the mention before it in its request, or -1; `where` and `apart` [B, M, 4] are the mention's,
+    and NaN elsewhere.
     """
 
     ids: np.ndarray
@@ -67,8 +67,7 @@ def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
     for i, row in enumerate(rows):
         out[:, i, : len(row)] = np.array(row).T
     about, before = np.full((2, *out.shape[1:]), -1, np.int64)
-    where = np.full((*out.shape[1:], 4), np.nan, np.float32)
-    apart = np.full((*out.shape[1:], 3), np.nan, np.float32)
+    where, apart = np.full((2, *out.shape[1:], 4), np.nan, np.float32)
     for picture, at, last, mention in told:
         about[picture, at], before[picture, at] = mention.concept, last
         where[picture, at], apart[picture, at] = mention.where, mention.apart

@@ -56,13 +56,13 @@ class Mention:
     """A thing that a request names: `end` characters of the request go to the end of its name.
     `where` is in which of the pictures it is, how far down and across, and how large, each about
     0..1, and NaN where it is not asked for, or is there more than once; `apart` how much lower,
-    further right and larger what was named before it is.
+    further right and larger what was named before it is, and whether the request's answer is yes.
     """
 
     end: int
     concept: int
     where: tuple[float, float, float, float]
-    apart: tuple[float, float, float] = (float("nan"),) * 3
+    apart: tuple[float, float, float, float] = (float("nan"),) * 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,8 @@ def asks(kind: str, condition: str, answer: str, *named: tuple[str, int, Item | 
     for beginning, concept, item in named:
         end, here = TEMPLATE.index("{") + len(beginning), where(item)
         _, down, across, large = (a - b for a, b in zip(first, here, strict=True))
-        mentions.append(Mention(end, concept, here, (down, across, large)))
+        holds = float(answer == " Yes") if mentions else float("nan")
+        mentions.append(Mention(end, concept, here, (down, across, large, holds)))
         first = here
     return Asked(kind, TEMPLATE.format(condition=condition), answer, tuple(mentions))
 

@@ -41,7 +41,7 @@ WAKING = 150  # steps until text counts in full
 NOISE = 0.1  # of the visual tokens' own spread: the same views come back every few steps
 WEIGHTS = {
     **{"presence": 1.0, "reason": 1.0, "count": 0.6, "crowd": 0.3},
-    **{"place": 5.0, "look": 0.4, "mention": 8.0, "back": 0.2, "apart": 5.0},
+    **{"place": 5.0, "look": 0.4, "mention": 8.0, "back": 0.2, "apart": 6.0, "last": 0.2},
 }
 OTHER_WEIGHT = 0.35  # of any other kind of task
 LABELS = ("presence", "more than one", "exactly one", *tasks.RELATIONS)  # told as AUROC
