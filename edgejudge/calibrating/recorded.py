@@ -9,12 +9,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edgejudge.errors import InputError
+from edgejudge.file_bytes import file_bytes
 
 __all__ = ["Recorded", "read_recorded", "recorded"]
+
+_MOST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ def read_recorded(
     """
     name = os.fspath(path)
     try:
-        data = Path(path).read_bytes()
+        data = file_bytes(name, _MOST_BYTES)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError("scores", f"scores {name} cannot be read: {reason}") from None
@@ -90,10 +92,10 @@ def recorded(row: Mapping[str, Any], bundle_sha256: str, policy_sha256: str) -> 
     for rule in row["rules"]:
         for condition in rule["conditions"]:
             for each in condition["alternatives"]:
-                raw = each.get("raw_probability")
-                answers[each["text"]] = _probability(
-                    each["text"], each["probability"] if raw is None else raw
-                )
+                raw, text = each.get("raw_probability"), each["text"]
+                value = _probability(text, each["probability"] if raw is None else raw)
+                # Rules may be of different frames of a file.
+                answers[text] = max(value, answers.get(text, 0.0))
     return Recorded(path, row["sha256"], answers, None)
 
 
