@@ -24,16 +24,19 @@ from edgejudge.commands import (
     risk,
     screen,
     tune,
+    watch,
 )
 from edgejudge.errors import EdgeJudgeError, FidelityError
+from edgejudge.printable import brief
 
 __all__ = ["EXIT_INTERRUPTED", "EXIT_REFUSED", "EXIT_STOPPED", "main"]
 
+_MOST_CHARS = 4000  # of an error
 EXIT_STOPPED = 2
 EXIT_REFUSED = 3  # an export whose verdicts differ too much
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 _COMMANDS = (
-    *(screen, ask, compare),
+    *(screen, watch, ask, compare),
     *(export, relevance, profile),
     *(calibrate, evaluate, risk, cascade, tune, devices, check),
 )
@@ -44,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(EXIT_STOPPED, f"error: {message}\n")
+        self.exit(EXIT_STOPPED, f"error: {brief(message, _MOST_CHARS)}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,5 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         hint = "" if isinstance(error, EdgeJudgeError | OSError) else "; --debug shows where"
         kind = "" if isinstance(error, EdgeJudgeError) else f"{type(error).__name__}: "
-        print(f"error: {kind}{error}{hint}", file=sys.stderr)
+        # It may name a file, or what a file says: one line, whatever they hold.
+        print(f"error: {kind}{brief(str(error), _MOST_CHARS)}{hint}", file=sys.stderr)
         return EXIT_REFUSED if isinstance(error, FidelityError) else EXIT_STOPPED

@@ -1,0 +1,31 @@
+"""A folder whose files are judged as they appear, and what is done about those that are not safe.
+
+`watch_folder` goes on until it is told to stop. It is screening over a results file, as of
+edgejudge.bulk, with another source of paths. Imported when first asked for, as there.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgejudge.watching.actions import Action, read_action
+    from edgejudge.watching.watch import Watched, watch_folder
+
+__all__ = ["Action", "Watched", "read_action", "watch_folder"]
+
+_HOMES = {
+    "Action": "actions",
+    "Watched": "watch",
+    "read_action": "actions",
+    "watch_folder": "watch",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgejudge.watching' has no attribute {name!r}")
+    return getattr(import_module(f"edgejudge.watching.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
