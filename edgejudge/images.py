@@ -1,32 +1,47 @@
-"""From whatever a caller has to the pixels that are judged: uint8 RGB, upright, on white.
+"""From whatever a caller has to the pixels that are judged: uint8 RGB, upright, on a background.
 
 Takes a path, encoded bytes, a PIL image or a numpy array; gives `Picture` or an `InputError` whose
-code is one of CODES. Inputs are hostile: sizes are checked before pixels exist, only formats that
-Pillow decodes itself are opened, and whatever a decoder raises becomes an error. Knows no model.
+code is one of CODES. A file may be seen in several ways: it has frames, and transparency shows what
+lies behind. Each way is a variant. Inputs are hostile: sizes are checked before pixels exist, and
+whatever a decoder raises becomes an error. Knows no model.
 """
 
-import io
+import errno
+import hashlib
 import os
 import stat
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from edgejudge.errors import InputError
-from edgejudge.pixels import to_rgb
-from edgejudge.verdict import Note
+from edgejudge.frames import Survey, Unlike, chosen, survey
+from edgejudge.opening import Frames, One, decoder_error, given, open_frames
+from edgejudge.pixels import Shown, to_rgb
+from edgejudge.verdict import Note, SeenIn
 
-__all__ = ["CODES", "ImageInput", "Limits", "Picture", "decode", "read_bytes"]
+__all__ = [
+    "CODES",
+    "DEFAULT_LIMITS",
+    "ImageInput",
+    "Limits",
+    "Picture",
+    "Variant",
+    "decode",
+    "decode_all",
+    "read_bytes",
+]
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]
 
 CODES = {
     "missing": "there is nothing at this path",
-    "not_a_file": "a folder, a pipe or a device",
+    "not_a_file": "a folder, a pipe, a socket or a device",
     "unreadable": "the system refused to read it",
     "empty": "no bytes, or no pixels",
     "too_many_bytes": "more bytes than the limit",
@@ -43,89 +58,140 @@ CODES = {
     "no_room": "what layers hand on does not fit the disk",
 }
 
-# Formats that Pillow decodes in its own code or a bundled library. Others call outside programs
-# (EPS), or are no pictures that an application would show. The order counts: the first five are
-# tried before Pillow imports its other plugins, which takes longer than decoding. JPEG covers MPO.
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "AVIF", "TIFF", "JPEG2000", "ICO")
-_READABLE = "AVIF, BMP, GIF, ICO, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP"
-# Known kinds that are refused, by their first bytes: (offset, bytes, name).
-_REFUSED = (
-    (4, b"ftypheic", "HEIC"),
-    (4, b"ftypheix", "HEIC"),
-    (4, b"ftypmif1", "HEIF"),
-    (0, b"%PDF", "PDF"),
-    (0, b"%!PS", "PostScript"),
-    (0, b"8BPS", "Photoshop"),
-    (0, b"<svg", "SVG"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (4, b"JXL \r\n", "JPEG XL"),
-)
-# Beginnings of readable kinds: a file that has one and is still not recognised has been damaged.
-_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+_SHOWN_NUMBERS = 12  # in a note
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a hostile file may ask for. 64 Mpx of RGB are 183 MiB."""
+    """What a hostile file may ask for. 64 Mpx of RGB are 183 MiB.
+
+    `frames` are judged of a file that has more. To find them at most `max_frames` are gone through,
+    and as many as have `max_frame_pixels` together.
+    """
 
     max_bytes: int = 64 << 20
     max_pixels: int = 64_000_000
     max_side: int = 65_535
+    frames: int = 8
+    max_frames: int = 1000
+    max_frame_pixels: int = 128_000_000
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.max_frames) < 1:
+            raise ValueError("at least 1 frame is looked at")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Variant:
+    """One way in which a viewer may see a file; `seen_in` is None where there is one only."""
+
+    rgb: NDArray[np.uint8]  # [H, W, 3]
+    seen_in: SeenIn | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """What the model sees, and what a reader should know about how it came about."""
 
-    rgb: NDArray[np.uint8]  # [H, W, 3]
+    variants: tuple[Variant, ...]
     notes: tuple[Note, ...]
+
+    @property
+    def rgb(self) -> NDArray[np.uint8]:
+        """The first variant's pixels [H, W, 3]."""
+        return self.variants[0].rgb
 
 
 DEFAULT_LIMITS = Limits()
 
 
 def decode(image: ImageInput, limits: Limits = DEFAULT_LIMITS) -> Picture:
-    """The picture that will be judged, or an InputError; a TypeError for what is no image."""
-    if isinstance(image, str | os.PathLike):
-        image = read_bytes(image, limits)
-    if isinstance(image, bytes | bytearray | memoryview):
-        return _picture(_open(bytes(image), limits), limits)
-    if isinstance(image, np.ndarray):
-        return _picture(_from_array(image, limits), limits)
-    if isinstance(image, Image.Image):
-        return _picture(image, limits)
-    raise TypeError(
-        f"an image is a path, bytes, a PIL image or a numpy array, not {type(image).__name__}"
-    )
+    """The first frame on white, and doubtful notes about what else a viewer may see; an InputError,
+    or a TypeError for what is no image.
+    """
+    frames = _frames(image, limits)
+    shown = _shown(frames, 0, limits, every=False)
+    notes = _doubts(frames)
+    if frames.several:
+        message = f"only the first {frames.word} is judged"
+        notes.append(Note(frames.code, message, doubtful=frames.shown))
+    return Picture((Variant(shown.rgbs[0][1], None),), (*notes, *shown.notes))
 
 
-def _opened(handle: int) -> io.FileIO:
-    """A file that owns the handle; of a folder none can be made, and the handle is closed."""
-    try:
-        return io.FileIO(handle, "rb")
-    except OSError:
-        os.close(handle)
-        raise
+def decode_all(
+    image: ImageInput,
+    limits: Limits = DEFAULT_LIMITS,
+    check: Callable[[], None] = lambda: None,
+) -> Picture:
+    """Every variant that is to be judged; raises as `decode` does. `check` is called before each
+    frame. A PIL image is taken at the frame where its caller left it.
+    """
+    frames = _frames(image, limits)
+    if frames.several:
+        return _through(frames, limits, check)
+    shown = _shown(frames, 0, limits, every=True)
+    return Picture(tuple(_variants(shown, None)), (*_doubts(frames), *shown.notes))
+
+
+def _through(frames: Frames, limits: Limits, check: Callable[[], None]) -> Picture:
+    """All frames within the limits are decoded in turn; those that are not judged are compared."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = survey(_sizes(frames, limits), limits.max_frames, limits.max_frame_pixels)
+    wanted = set(chosen(found.reach, limits.frames))
+    variants: dict[bytes, Variant] = {}
+    notes: list[Note] = []
+    judged: list[int] = []
+    unlike = Unlike()
+    for place in range(found.reach):
+        check()
+        number = frames.number(place)
+        try:
+            shown = _shown(frames, place, limits, every=True)
+        except InputError as error:
+            if place == 0:  # what is told of the file is what is wrong with its first picture
+                raise
+            notes.append(_damaged(frames, number, error))
+            if frames.linked:
+                break
+            continue
+        rgbs = [rgb for _, rgb in shown.rgbs]
+        if place not in wanted:
+            unlike.passed(number, rgbs)
+            continue
+        unlike.judged(rgbs)
+        judged.append(number)
+        notes += shown.notes
+        for variant in _variants(shown, number):
+            variants.setdefault(_digest(variant.rgb), variant)
+    notes = [*_doubts(frames), _told(frames, found, judged), *notes]
+    notes += _left_out(frames, found, unlike.numbers, limits)
+    return Picture(tuple(variants.values()), tuple(dict.fromkeys(notes)))
 
 
 def read_bytes(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> bytes:
     """The bytes of a regular file; pipes and devices are refused because they may never end."""
     try:
-        # O_NONBLOCK: opening a pipe nobody writes to would otherwise wait forever.
+        # Before it is opened, which may set a device to work.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise _not_a_file()
+        # O_NONBLOCK: it may have become a pipe, and to open one would wait for who writes to it.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _O_BINARY)
-        with _opened(handle) as file:
+        with os.fdopen(handle, "rb") as file:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
-                raise InputError("not_a_file", "not a regular file; give an image file")
+                raise _not_a_file()
             if status.st_size > limits.max_bytes:
                 raise _too_many_bytes(status.st_size, limits)
             data = file.read(limits.max_bytes + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError("missing", "no such file; check the path") from error
     except (IsADirectoryError, ValueError) as error:  # ValueError: a null byte in the path
-        raise InputError("not_a_file", "not a regular file; give an image file") from error
+        raise _not_a_file() from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
+        if error.errno == errno.ELOOP:
+            raise InputError("missing", f"no such file ({reason}); check the path") from error
         raise InputError("unreadable", f"cannot be read: {reason}") from error
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(len(data), limits)
@@ -135,45 +201,106 @@ def read_bytes(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) ->
 _O_BINARY = getattr(os, "O_BINARY", 0)
 
 
-def _open(data: bytes, limits: Limits) -> Image.Image:
-    if not data:
-        raise InputError("empty", "the file is empty")
-    if len(data) > limits.max_bytes:
-        raise _too_many_bytes(len(data), limits)
+def _not_a_file() -> InputError:
+    return InputError("not_a_file", "not a regular file; give an image file")
+
+
+def _frames(image: ImageInput, limits: Limits) -> Frames:
+    if isinstance(image, str | os.PathLike):
+        image = read_bytes(image, limits)
+    if isinstance(image, bytes | bytearray | memoryview):
+        if not len(image):
+            raise InputError("empty", "the file is empty")
+        if len(image) > limits.max_bytes:
+            raise _too_many_bytes(len(image), limits)
+        return open_frames(bytes(image))
+    if isinstance(image, np.ndarray):
+        return One(_from_array(image, limits))
+    if isinstance(image, Image.Image):
+        return given(image)
+    raise TypeError(
+        f"an image is a path, bytes, a PIL image or a numpy array, not {type(image).__name__}"
+    )
+
+
+def _sizes(frames: Frames, limits: Limits) -> Iterator[tuple[int, int]]:
+    """As long as headers can be read; decoding tells what is wrong with the next one."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's size warning: our own limit decides
-            return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        for offset, magic, name in _REFUSED:
-            if data[offset : offset + len(magic)] == magic:
-                raise InputError(
-                    "unsupported_format", f"{name} is not decoded; convert it to {_READABLE}"
-                ) from error
-        if data.startswith(_BEGINNINGS):
-            raise InputError(
-                "undecodable", "the image is damaged at its beginning; get another copy"
-            ) from error
-        raise InputError(
-            "not_an_image", f"not an image that can be read; expected {_READABLE}"
-        ) from error
-    except Exception as error:
-        raise _decoder_error(error) from error
+        for width, height in frames.sizes():
+            if frames.linked and width * height > limits.max_pixels:
+                # To turn to this one takes memory already, and none behind it can be had without.
+                yield limits.max_frame_pixels + 1, 1
+            else:
+                yield width, height
+    except Exception:
+        yield 1, 1
 
 
-def _picture(image: Image.Image, limits: Limits) -> Picture:
-    _check_size(image.width, image.height, limits)
+def _shown(frames: Frames, place: int, limits: Limits, every: bool) -> Shown:
+    """One frame, over `every` background or on white alone."""
+
+    def check(width: int, height: int) -> None:
+        _check_size(width, height, limits)
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rgb, notes = to_rgb(image)
-    except InputError:
-        raise
+            shown = to_rgb(frames.at(place, check), every)
     except Exception as error:
-        raise _decoder_error(error) from error
-    # Again: an icon's directory may claim another size than the picture inside it has.
-    _check_size(rgb.shape[1], rgb.shape[0], limits)
-    return Picture(rgb, notes)
+        raise decoder_error(error) from error
+    # Again: a header may claim another size than what is found behind it.
+    height, width, _ = shown.rgbs[0][1].shape
+    check(width, height)
+    return shown
+
+
+def _variants(shown: Shown, number: int | None) -> list[Variant]:
+    return [
+        Variant(rgb, None if number is None and background is None else SeenIn(number, background))
+        for background, rgb in shown.rgbs
+    ]
+
+
+def _digest(rgb: NDArray[np.uint8]) -> bytes:
+    pixels = hashlib.sha256(repr(rgb.shape).encode())
+    pixels.update(np.ascontiguousarray(rgb).data)
+    return pixels.digest()
+
+
+def _doubts(frames: Frames) -> list[Note]:
+    return [Note("unseen", frames.doubt, doubtful=True)] if frames.doubt else []
+
+
+def _told(frames: Frames, found: Survey, judged: Sequence[int]) -> Note:
+    of = f"more than {found.count}" if found.more else str(found.count)
+    return Note(frames.code, f"{frames.word}s {_listed(judged)} of {of} are judged")
+
+
+def _damaged(frames: Frames, number: int, error: InputError) -> Note:
+    rest = ", and none behind it was looked at" if frames.linked else ""
+    message = f"{frames.word} {number} cannot be judged{rest}: {error}"
+    return Note("variant_failed", message, doubtful=frames.shown)
+
+
+def _left_out(frames: Frames, found: Survey, unlike: Sequence[int], limits: Limits) -> list[Note]:
+    notes = []
+    word = frames.word
+    if found.more or found.reach < found.count:
+        message = (
+            f"no {word} behind the first {found.reach} was looked at, which is the limit of "
+            f"{limits.max_frames} {word}s or {limits.max_frame_pixels} pixels"
+        )
+        notes.append(Note("unseen", message, doubtful=True))
+    if unlike:
+        message = f"{word}s {_listed(unlike)} look unlike those that are judged; judge more of them"
+        notes.append(Note("unseen", message, doubtful=True))
+    return notes
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:_SHOWN_NUMBERS]))
+    more = len(numbers) - _SHOWN_NUMBERS
+    return shown if more <= 0 else f"{shown} and {more} more"
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:
@@ -217,15 +344,3 @@ def _too_many_bytes(size_bytes: int, limits: Limits) -> InputError:
     return InputError(
         "too_many_bytes", f"at least {size_bytes} bytes; at most {limits.max_bytes} are read"
     )
-
-
-def _decoder_error(error: Exception) -> InputError:
-    """Decoders raise whatever they please on damaged data; the caller gets one kind of error."""
-    if isinstance(error, Image.DecompressionBombError):
-        return InputError("too_many_pixels", "far more pixels than are judged; scale it down")
-    if isinstance(error, MemoryError):
-        return InputError("out_of_memory", "it does not fit into memory; scale it down")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if "truncated" in reason or isinstance(error, EOFError):
-        return InputError("truncated", f"the image ends early ({reason}); get the whole file")
-    return InputError("undecodable", f"the image is damaged ({reason}); get another copy")

@@ -36,6 +36,7 @@ from edgejudge.policy import Policy, builtin_bytes
 from edgejudge.prefix_cache import PrefixCache
 from edgejudge.regions import RegionProposer, Regions, regions_of
 from edgejudge.screening import OneAhead, Scorer, Screening
+from edgejudge.stability import stably
 from edgejudge.turns import Stop, Turns
 from edgejudge.verdict import Verdict
 from edgejudge.writing import WITHOUT_BUDGET, Writes
@@ -162,7 +163,9 @@ class Judge(Calls, Writes):
             if not fits(bundle, memory_budget):
                 sliced = SlicedEngine.open(bundle, memory_budget, threads)
                 most = min(limits.max_pixels, most_pixels(memory_budget))
-                limits = replace(limits, max_pixels=most)
+                # Frames lie in memory together, twice where they are transparent.
+                frames = min(limits.max_frame_pixels, most // 2)
+                limits = replace(limits, max_pixels=most, max_frame_pixels=frames)
                 check_canary(bundle, sliced, again=verify)
                 return cls(bundle, sliced, limits, None, waiting, batch, None, fitted)
             prefix_cache_bytes = 0  # it might take what was left
@@ -188,6 +191,7 @@ class Judge(Calls, Writes):
         strictness: Mapping[str, str] | None = None,
         budget_ms: float | None = None,
         first_broken: bool = False,
+        stable: int = 0,
     ) -> Verdict: ...
 
     @overload
@@ -201,6 +205,7 @@ class Judge(Calls, Writes):
         strictness: Mapping[str, str] | None = None,
         budget_ms: float | None = None,
         first_broken: bool = False,
+        stable: int = 0,
     ) -> list[Verdict]: ...
 
     def screen(
@@ -213,6 +218,7 @@ class Judge(Calls, Writes):
         strictness: Mapping[str, str] | None = None,
         budget_ms: float | None = None,
         first_broken: bool = False,
+        stable: int = 0,
     ) -> Verdict | list[Verdict]:
         """One verdict per picture, in order.
 
@@ -227,9 +233,17 @@ class Judge(Calls, Writes):
         With `budget_ms` for each picture rules are asked in the order of expected information per
         millisecond as long as they are predicted to fit; `first_broken` asks no more when a rule is
         broken. What was not asked is `uncertain`.
+
+        Of a file with several frames or with transparency each variant is judged, and the worst
+        counts for each rule. With `stable` changed copies (resized, recompressed, cropped, flipped)
+        the mean over the picture and them decides, and each rule says how far it moved.
         """
         plan = self.plan(
-            policy, strictness=strictness, budget_ms=budget_ms, first_broken=first_broken
+            policy,
+            strictness=strictness,
+            budget_ms=budget_ms,
+            first_broken=first_broken,
+            stable=stable,
         )
         if isinstance(image, list | tuple):
             return list(self.stream(image, plan, timeout, regions=regions))
@@ -260,13 +274,14 @@ class Judge(Calls, Writes):
         timeout: float | None = None,
         *,
         regions: Regions | None = None,
+        stable: int = 0,
     ) -> Iterator[Verdict]:
         """As `screen` of a list, one verdict at a time.
 
         `images` is read in another thread, one picture ahead of the one that is judged. Within a
         memory budget they are read a batch at a time instead, and `timeout` is for a batch.
         """
-        plan = self.plan(policy)
+        plan = self.plan(policy, stable=stable)
         Stop(timeout)  # a bad value is told now, not with the first picture
         if not (regions is None or isinstance(regions, Mapping)):
             raise InputError("regions", "regions of several pictures are a mapping of their paths")
@@ -339,14 +354,15 @@ class Judge(Calls, Writes):
         relevance_gate: bool = False,
         budget_ms: float | None = None,
         first_broken: bool = False,
+        stable: int = 0,
     ) -> Plan:
         """The policy made ready for this bundle, for `screen` and `stream`.
 
         `strictness` is as in Policy.with_strictness, and nothing is loaded again for it. `method`
         and `reasoning` go before what the policy says; `relevance_gate` skips rules whose
-        text is not about the picture, where the bundle has an encoder for that; `budget_ms` and
-        `first_broken` are as in `screen`. Raises PolicyError for a policy that is malformed, and
-        InputError for what does not go together.
+        text is not about the picture, where the bundle has an encoder for that; `budget_ms`,
+        `first_broken` and `stable` are as in `screen`. Raises PolicyError for a policy that is
+        malformed, and InputError for what does not go together.
         """
         policy = strictly(policy, strictness)
         if isinstance(policy, Plan):
@@ -361,15 +377,13 @@ class Judge(Calls, Writes):
                 plan = calibrated(plan, self._calibration)
             if isinstance(policy, str) and builtin_bytes(policy) is not None:
                 self._builtin_plans[policy] = plan
-        plan = timed(decided_by(plan, method, reasoning), budget_ms, first_broken)
-        if plan.budget is not None and isinstance(self._way, Batches):
-            raise InputError(
-                "memory_budget", f"a time budget is not for little memory{WITHOUT_BUDGET}"
-            )
-        if not relevance_gate:
-            return plan
+        plan = stably(timed(decided_by(plan, method, reasoning), budget_ms, first_broken), stable)
         if isinstance(self._way, Batches):
-            raise InputError(
-                "memory_budget", f"the relevance gate is not for little memory{WITHOUT_BUDGET}"
-            )
-        return gated(plan, self.bundle.manifest)
+            refused = {
+                "a time budget is": plan.budget is not None,
+                "changed copies are": plan.stable > 0,
+                "the relevance gate is": relevance_gate,
+            }
+            for what in (what for what, wanted in refused.items() if wanted):
+                raise InputError("memory_budget", f"{what} not for little memory{WITHOUT_BUDGET}")
+        return gated(plan, self.bundle.manifest) if relevance_gate else plan

@@ -7,7 +7,7 @@ Knows no graph, provider or file format.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from typing import Any, Literal, Protocol
 
@@ -19,16 +19,18 @@ from edgejudge.bundle import Bundle
 from edgejudge.cases import Cases, asked_blind
 from edgejudge.decision import decide_picture
 from edgejudge.errors import InputError, ProviderError
-from edgejudge.images import ImageInput, Limits, decode, read_bytes
+from edgejudge.images import ImageInput, Limits, Picture, decode, decode_all, read_bytes
 from edgejudge.models.image import image_spec
 from edgejudge.models.prompt import Prompts
 from edgejudge.plan import Plan
 from edgejudge.turns import Stop, Turns
-from edgejudge.verdict import InputFailure, Note, RuleVerdict, Table, Verdict
+from edgejudge.variants import worst
+from edgejudge.verdict import InputFailure, Note, RuleVerdict, SeenIn, Table, Verdict
 
-__all__ = ["Answerer", "Found", "Judging", "Prepared", "Spans", "failing", "stages_ms"]
+__all__ = ["ENDS", "Answerer", "Found", "Judging", "Prepared", "Spans", "failing", "stages_ms"]
 
 Found = Literal["hit", "miss", "off"]
+ENDS = ("timeout", "cancelled", "busy")  # failures of a request, whatever picture it is at
 
 
 class Spans(Protocol):
@@ -60,7 +62,9 @@ class Answerer(Protocol):
 
 @dataclass(slots=True)
 class Prepared:
-    """A picture on its way, and what was done with it. `failure` is set where it ends here."""
+    """A picture on its way, and what was done with it: a file, or one of its variants. `failure` is
+    set where it ends here.
+    """
 
     trace: Spans
     path: str | None = None
@@ -70,6 +74,7 @@ class Prepared:
     used: list[str] = field(default_factory=list)
     prefixes: int = 0
     reasoned: int = 0
+    seen_in: SeenIn | None = None
 
     def use(self, stage: str) -> None:
         if stage not in self.used:
@@ -104,17 +109,58 @@ class Judging:
             for condition in either
         }
 
-    def _read(self, made: Prepared, image: ImageInput) -> NDArray[np.uint8]:
-        """Its pixels, as they are to be seen."""
+    def _read(self, made: Prepared, image: ImageInput, check: Callable[[], None] | None) -> Picture:
+        """All variants of it, before each of whose frames `check` is called; the first one alone
+        where that is None.
+        """
         with made.trace.span("decode"):
             if isinstance(image, str | PathLike):
                 made.path = fspath(image)
                 image = read_bytes(made.path, self._limits)
             if isinstance(image, bytes | bytearray | memoryview):
                 made.sha256 = hashlib.sha256(image).hexdigest()
-            picture = decode(image, self._limits)
+            if check is None:
+                picture = decode(image, self._limits)
+            else:
+                picture = decode_all(image, self._limits, check)
         made.notes = picture.notes
-        return picture.rgb
+        made.seen_in = picture.variants[0].seen_in
+        return picture
+
+    def _joined(
+        self,
+        made: Prepared,
+        tried: Sequence[Prepared],
+        decided: Sequence[tuple[Prepared, tuple[RuleVerdict, ...]]],
+    ) -> tuple[RuleVerdict, ...]:
+        """The rules of a file from those of its variants, the worst of each. Variants that were
+        `tried` in vain keep it from being safe; it fails where all did, or where the request ended.
+        """
+        failures = {one.seen_in: one.failure for one in tried if one.failure is not None}
+        ended = [failure for failure in failures.values() if failure.code in ENDS]
+        made.failure = None
+        if ended or not decided:
+            made.failure = (ended or list(failures.values()))[0]
+            return ()
+        for one in tried:
+            if one is not made:
+                made.notes += one.notes
+                made.prefixes += one.prefixes
+                made.reasoned += one.reasoned
+                for stage in one.used:
+                    made.use(stage)
+        for seen_in, failure in failures.items():
+            message = f"what is {seen_in} could not be judged: {failure.message}"
+            made.notes += (Note("variant_failed", message, doubtful=True),)
+        made.notes = tuple(dict.fromkeys(made.notes))
+        return worst(
+            [
+                tuple(replace(rule, seen_in=one.seen_in) for rule in rules)
+                if one.seen_in is not None
+                else rules
+                for one, rules in decided
+            ]
+        )
 
     def _verdict(
         self,

@@ -1,22 +1,28 @@
 """One Pillow image of any mode -> upright uint8 RGB, and notes on what had to be decided for it.
 
-Takes an opened image; gives [H, W, 3] pixels. Knows nothing of files, limits or errors of decoders.
+Takes an opened image; gives [H, W, 3] pixels, of a transparent one over white and over black. Knows
+nothing of files, limits or errors of decoders.
 
 A note is `doubtful`, and keeps a picture from being called safe, only where a viewer may see
-something else than what is judged: further frames or pages, drawing that vanishes on the white
-background, a value range that the format does not define, an orientation that cannot be read.
+something else than what is judged: drawing that vanishes on the one background that was asked for,
+a value range that the format does not define, an orientation that cannot be read.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgejudge.colours import gamma_notes, in_srgb
 from edgejudge.errors import InputError
-from edgejudge.verdict import Note
+from edgejudge.verdict import Background, Note
 
-__all__ = ["BACKGROUND", "to_rgb"]
+__all__ = ["BACKGROUNDS", "Shown", "to_rgb"]
 
-BACKGROUND = (255, 255, 255)  # transparent pictures are judged on white
+# Whatever is drawn differs from one of them, and over any other colour it looks like a mixture.
+BACKGROUNDS: dict[Background, tuple[int, int, int]] = {"white": (255, 255, 255), "black": (0, 0, 0)}
 _DRAWN_ALPHA = 26  # a tenth of full opacity: fainter marks are hardly seen on any background
 _NEAR_LEVELS = 16  # closer than this to the background, in every channel, is lost against it
 _LOST_SHARE = 0.25  # share of the drawn pixels that may be lost; a white outline stays below
@@ -33,9 +39,19 @@ _TURNS = {
 }
 
 
-def to_rgb(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[Note, ...]]:
-    """The pixels to judge, and what a reader of the verdict should know about them."""
-    notes = _frame_notes(image)
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """Pixels [H, W, 3] by what they lie on, which is None for an opaque picture."""
+
+    rgbs: tuple[tuple[Background | None, NDArray[np.uint8]], ...]
+    notes: tuple[Note, ...]
+
+
+def to_rgb(image: Image.Image, every: bool = False) -> Shown:
+    """The pixels to judge, over white or over `every` background, and what a reader of the verdict
+    should know about them.
+    """
+    notes: list[Note] = []
     image.load()
     turn = None
     try:
@@ -43,35 +59,33 @@ def to_rgb(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[Note, ...]]:
     except Exception:  # EXIF is hostile input too, and its readers raise anything
         message = "its orientation cannot be read; judged as stored"
         notes.append(Note("orientation_unreadable", message, doubtful=True))
+    notes += gamma_notes(image)
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image, notes)
-    elif image.mode == "CMYK":
-        notes.append(Note("cmyk", "CMYK was converted without its colour profile"))
+    layers: list[tuple[Background | None, Image.Image]]
     if image.has_transparency_data:
-        image = _on_background(image, notes)
-    if image.mode != "RGB":
-        try:
-            image = image.convert("RGB")
-        except ValueError as error:
-            raise InputError(
-                "unsupported_pixels", f"pixels of mode {image.mode} are not decoded; use RGB"
-            ) from error
+        layers = [*_on_backgrounds(image, notes, every)]
+    else:
+        layers = [(None, _opaque(image, notes))]
     if turn is not None:
-        image = image.transpose(turn)
+        layers = [(background, layer.transpose(turn)) for background, layer in layers]
         notes.append(Note("rotated", "turned upright as its EXIF orientation says"))
-    return np.asarray(image, dtype=np.uint8), tuple(notes)  # [H, W, 3]
+    rgbs = tuple((background, np.asarray(layer, np.uint8)) for background, layer in layers)
+    return Shown(rgbs, tuple(notes))
 
 
-def _frame_notes(image: Image.Image) -> list[Note]:
-    # `is_animated` looks one frame ahead; counting all frames of a hostile file could take minutes.
-    if not getattr(image, "is_animated", False):
-        return []
-    if image.format == "MPO":
-        message = "the file holds further pictures that viewers do not show; the first is judged"
-        return [Note("more_pictures", message)]
-    if image.format == "TIFF":
-        return [Note("more_pages", "only the first page is judged", doubtful=True)]
-    return [Note("animated", "only the first frame is judged", doubtful=True)]
+def _opaque(image: Image.Image, notes: list[Note]) -> Image.Image:
+    image = in_srgb(image, notes)
+    if image.mode == "CMYK":
+        notes.append(Note("cmyk", "CMYK was converted without a colour profile"))
+    if image.mode == "RGB":
+        return image
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise InputError(
+            "unsupported_pixels", f"pixels of mode {image.mode} are not decoded; use RGB"
+        ) from error
 
 
 def _to_eight_bits(image: Image.Image, notes: list[Note]) -> Image.Image:
@@ -94,32 +108,62 @@ def _to_eight_bits(image: Image.Image, notes: list[Note]) -> Image.Image:
     if tags.get(_TIFF_PHOTOMETRIC) == 0:  # WhiteIsZero, which Pillow honours for 8 bits only
         scaled = 1.0 - scaled
     grey = Image.fromarray(np.rint(scaled * 255).astype(np.uint8))
+    if "icc_profile" in image.info:
+        grey.info["icc_profile"] = image.info["icc_profile"]
     see_through = image.info.get("transparency")
     if isinstance(see_through, int):
         grey.putalpha(Image.fromarray(np.where(values == see_through, 0, 255).astype(np.uint8)))
     return grey
 
 
-def _on_background(image: Image.Image, notes: list[Note]) -> Image.Image:
-    """Composited on BACKGROUND: dropping the alpha channel would show colours nobody sees."""
+def _on_backgrounds(
+    image: Image.Image, notes: list[Note], every: bool
+) -> Iterator[tuple[Background | None, Image.Image]]:
+    """Composited: dropping the alpha channel would show colours nobody sees."""
     if image.mode == "La":  # premultiplied grey, which Pillow turns into RGBA by this way only
         image = image.convert("LA")
-    rgba = image.convert("RGBA")
+    rgba = _rgba(image, notes)
     alpha = np.asarray(rgba.getchannel("A"))  # [H, W]
     if int(alpha.min()) == 255:
-        return rgba.convert("RGB")
-    flat = Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba)
-    flat = flat.convert("RGB")
+        yield None, rgba.convert("RGB")
+        return
+    flats = {name: _composite(rgba, name) for name in BACKGROUNDS if every or name == "white"}
+    notes.append(_told(alpha, flats))
+    yield from flats.items()
+
+
+def _rgba(image: Image.Image, notes: list[Note]) -> Image.Image:
+    """With its colours in sRGB."""
+    rgba = image.convert("RGBA")
+    profile = image.info.get("icc_profile")
+    if profile is None:
+        return rgba
+    colours = rgba.convert("L" if image.mode == "LA" else "RGB")
+    colours.info["icc_profile"] = profile
+    found = in_srgb(colours, notes)
+    if found is colours:
+        return rgba
+    found = found.convert("RGB")
+    found.putalpha(rgba.getchannel("A"))
+    return found
+
+
+def _composite(rgba: Image.Image, background: Background) -> Image.Image:
+    under = Image.new("RGBA", rgba.size, (*BACKGROUNDS[background], 255))
+    return Image.alpha_composite(under, rgba).convert("RGB")
+
+
+def _told(alpha: NDArray[np.uint8], flats: dict[Background, Image.Image]) -> Note:
     drawn = alpha >= _DRAWN_ALPHA
-    # White is the highest level, so that one minimum over the channels is the distance to it.
-    lost = drawn & (np.asarray(flat).min(axis=2) > 255 - _NEAR_LEVELS)
     drawn_count = int(drawn.sum())
     if drawn_count == 0:
         message = "wholly transparent; viewers that ignore transparency show something else"
-        notes.append(Note("transparent", message, doubtful=True))
-    elif int(lost.sum()) > _LOST_SHARE * drawn_count:
+        return Note("transparent", message, doubtful=True)
+    if len(flats) > 1:
+        return Note("transparent", "judged over white and over black")
+    # White is the highest level, so that one minimum over the channels is the distance to it.
+    lost = drawn & (np.asarray(flats["white"]).min(axis=2) > 255 - _NEAR_LEVELS)
+    if int(lost.sum()) > _LOST_SHARE * drawn_count:
         message = "judged on white, where much of its light drawing vanishes"
-        notes.append(Note("transparent", message, doubtful=True))
-    else:
-        notes.append(Note("transparent", "judged on a white background"))
-    return flat
+        return Note("transparent", message, doubtful=True)
+    return Note("transparent", "judged on a white background")

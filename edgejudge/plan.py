@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgejudge.bundle import CompiledPolicy, Manifest
 from edgejudge.clue_settings import ClueSettings
+from edgejudge.compiled_check import check_rules
 from edgejudge.models.concepts import known_names, knows
 from edgejudge.models.prompt import Prompts
 from edgejudge.policy import Policy, builtin_bytes, load_policy, source_sha256
@@ -72,7 +73,8 @@ class Plan:
 
     `clue` are the settings of the method "clue", `calibration` is the id of the one that rules
     have theirs from. A rule with a place in the relevance encoder is skipped below the cosine
-    `gate`. Without a `budget` everything is asked at once. `bundle` is the sha256 of the one whose
+    `gate`. Without a `budget` everything is asked at once; `stable` changed copies of a picture are
+    asked too. `bundle` is the sha256 of the one whose
     tokens these are. A policy that is judged as a whole has neither rules nor branches here: it is
     `whole`.
     """
@@ -91,6 +93,7 @@ class Plan:
     bundle: str = ""
     whole: Policy | None = None
     budget: TimeBudget | None = None
+    stable: int = 0
 
     @property
     def conditions(self) -> dict[str, tuple[tuple[str, ...], ...]]:
@@ -152,6 +155,7 @@ def _made(
         policy = load_policy(policy)
     for compiled in manifest.policies:
         if compiled.sha256 == policy.hash:
+            check_rules(compiled, policy)
             return _from_compiled(compiled, manifest.band), compiled.clue
     if policy.answer != "questions":
         return _whole(policy, manifest), None

@@ -5,7 +5,7 @@ with the engine and may run ahead, `having` waits for one. Knows no policy, grap
 format.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -79,12 +79,19 @@ class _Encoded:
 
 @dataclass(slots=True)
 class OneAhead(Prepared):
-    """Without `encoded` its prefix was found in the cache."""
+    """Without `encoded` its prefix was found in the cache. `others` are the variants of a file
+    besides the first, which the file itself stands for.
+    """
 
     rgb: NDArray[np.uint8] | None = None
     key: str | None = None
     encoded: _Encoded | None = None
     regions: tuple[Region, ...] = ()
+    others: tuple["OneAhead", ...] = ()
+
+    @property
+    def variants(self) -> tuple["OneAhead", ...]:
+        return (self, *self.others)
 
 
 # A prefix, where it came from, and how many of its tokens were there already.
@@ -115,18 +122,25 @@ class Prefixes(Judging):
         self._encoding = Lock()  # many threads may prepare, and each encoding takes much memory
 
     def prepare(self, image: ImageInput, stop: Stop) -> OneAhead:
-        """Decodes and encodes, unless the cache knows the picture."""
+        """Decodes the first variant and encodes it, unless the cache knows it."""
         made = OneAhead(self._engine.new_trace())
         with failing(made):
-            self._see(made, image)
+            self._see(made, image, None)
             self._encode_ahead(made, stop)
         return made
 
-    def _see(self, made: OneAhead, image: ImageInput) -> None:
-        made.rgb = self._read(made, image)
+    def _see(self, made: OneAhead, image: ImageInput, check: Callable[[], None] | None) -> None:
+        """As `_read`."""
+        first, *others = self._read(made, image, check).variants
+        made.rgb = first.rgb
+        made.others = tuple(
+            OneAhead(made.trace, rgb=each.rgb, seen_in=each.seen_in) for each in others
+        )
         if self._cache is not None:
             with made.trace.span("look up"):
-                made.key = self._key(made.rgb)
+                for one in made.variants:
+                    assert one.rgb is not None
+                    one.key = self._key(one.rgb)
 
     def _encode_ahead(self, made: OneAhead, stop: Stop) -> None:
         """Unless the cache knows it."""
@@ -239,8 +253,8 @@ class Prefixes(Judging):
             from edgejudge.runtime.json_text import JsonGrammar
 
             manifest = self._bundle.manifest
-            file = self._bundle.file("tokenizer.json")
-            self._grammar = JsonGrammar(file, manifest.embeddings.rows, manifest.tokens.eos)
+            text = self._prompts.tokenizer.text
+            self._grammar = JsonGrammar(text, manifest.embeddings.rows, manifest.tokens.eos)
         return self._grammar
 
 

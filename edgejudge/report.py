@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
+from edgejudge.printable import printable
 from edgejudge.verdict import RuleVerdict, Verdict
 
 __all__ = [
@@ -105,14 +106,9 @@ def _named(rule: RuleVerdict) -> str:
     shown = choose(conditions, key=lambda condition: condition.probability or 0.0).deciding
     value = "" if shown.probability is None else f" {shown.probability:.2f}"
     by = "" if rule.bundle is None else f", by {rule.bundle}"
+    where = "" if rule.seen_in is None else f", {rule.seen_in}"
+    moved = rule.stability
+    spread = "" if moved is None else f", {moved.least:.2f} to {moved.most:.2f} in copies"
     # A condition may be a whole policy.
     text = textwrap.shorten(shown.text, _MOST_CHARS, placeholder="...")
-    return f"{rule.id}{value} ({text}{_HOW.get(shown.test, '')}{by})"
-
-
-def printable(text: str) -> str:
-    """Without what could steer a terminal."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
-        for char in text
-    )
+    return f"{rule.id}{value} ({text}{_HOW.get(shown.test, '')}{by}{where}{spread})"

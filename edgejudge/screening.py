@@ -1,23 +1,27 @@
 """The way of one picture: put into the engine, asked in steps, decided.
 
-Takes one picture and a plan; gives a verdict, also for a picture that cannot be judged. `prepare`
+Takes one picture and a plan; gives a verdict, also for a picture that cannot be judged. A file with
+several variants goes this way with each of them, and the worst counts. `prepare`
 needs no turn with the engine and may run ahead; `finish` waits for one. What there is to ask, and
 what the answers mean, is cases.py's to say. Knows no graph, provider or file format.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgejudge.asking_order import by_information, passes, prior_texts, token_nodes, unasked
 from edgejudge.bundle import Bundle
 from edgejudge.cases import Case, Cases
 from edgejudge.clue_settings import ClueSettings
+from edgejudge.copies import copies
 from edgejudge.errors import InputError, ProviderError
 from edgejudge.images import ImageInput, Limits
-from edgejudge.judging import Found, failing
+from edgejudge.judging import ENDS, Found, failing, stages_ms
 from edgejudge.models.prompt import Prompts
 from edgejudge.plan import Plan, PlannedRule, Question
 from edgejudge.policy import Policy
@@ -25,8 +29,10 @@ from edgejudge.prefix_cache import PrefixCache
 from edgejudge.prefixes import OneAhead, Prefixes, Scorer
 from edgejudge.reasoning import longest, reason
 from edgejudge.regions import Boxes, Region, RegionProposer, cut_out, filled, find, is_small
+from edgejudge.stability import Answers, mean_answers, steadied
 from edgejudge.time_budget import Pace, Watch
 from edgejudge.turns import Stop, Turns
+from edgejudge.variants import worst_place
 from edgejudge.verdict import Note, RuleVerdict, Verdict
 
 if TYPE_CHECKING:
@@ -62,47 +68,136 @@ class Screening(Prefixes):
         regions: Sequence[Region] = (),
     ) -> OneAhead:
         """Decodes and encodes, unless the cache knows the picture, or the plan's gate may do
-        without its encoding.
+        without its encoding, or its budget may. Without a plan of the first variant alone.
         """
-        made = OneAhead(self._engine.new_trace(), regions=tuple(regions))
+        if plan is None:
+            return super().prepare(image, stop)
+        made = OneAhead(self._engine.new_trace())
         with failing(made):
-            self._see(made, image)
-            if plan is not None and plan.clue is not None and self._proposer and not regions:
-                assert made.rgb is not None
-                with made.trace.span("regions"):
-                    made.regions = tuple(self._proposer.propose(made.rgb, _objects(plan)))
-            if plan is None or plan.gate is None:
-                self._encode_ahead(made, stop)
+            self._see(made, image, stop.check)
+            for one in made.variants:
+                self._find_regions(made, one, plan, regions)
+            if plan.gate is None:
+                for one in made.variants if plan.budget is None else (made,):
+                    self._encode_ahead(one, stop)
         return made
+
+    def _find_regions(
+        self, made: OneAhead, one: OneAhead, plan: Plan, regions: Sequence[Region]
+    ) -> None:
+        """A caller's are of the first frame, a proposer is asked about each variant."""
+        if regions:
+            frames = [each.seen_in and each.seen_in.frame for each in (made, one)]
+            one.regions = tuple(regions) if frames[0] == frames[1] else ()
+        elif plan.clue is not None and self._proposer is not None:
+            assert one.rgb is not None
+            with made.trace.span("regions"):
+                one.regions = tuple(self._proposer.propose(one.rgb, _objects(plan)))
 
     def finish(self, made: OneAhead, plan: Plan, stop: Stop, turns: Turns) -> Verdict:
         """Waits for a turn with the engine, asks and decides."""
         rules: tuple[RuleVerdict, ...] = ()
-        found: Found = "off"
-        reused = 0
-        if made.failure is None and plan.whole is not None:
-            with failing(made), self.having([made], stop, turns) as (prefix, found, reused):
-                rules = self._answered(made, prefix, plan.whole, plan.band)
-        elif made.failure is None:
+        tried: list[_Judged] = []
+        if made.failure is None:
             with failing(made):
-                priors = self._plan_priors(plan, stop, turns)
-                cases = Cases.of(plan, priors, partial(_boxes, made))
-                order = self._order(plan, stop, turns)
-                why = None
-                watch = Watch(plan.budget, self._pace, made.trace)
-                with self._turn(made.trace, stop, turns):
-                    if plan.gate is not None:
-                        self._gate(made, cases, plan.gate)
-                    if cases.branches() and watch.left_ms > 0:
-                        prefix, found, reused = self._prefix([made])
-                        self._pace.learn(made.trace.spans)
-                        for branches in passes(cases, plan, order, watch):
-                            made.use("tokens")
-                            cases.answer(self._ask(made, prefix, plan, branches))
-                        why = self._settle(made, cases, plan, prefix, watch)
-                rules = self._decided(made, cases, why)
-                made.notes += unasked(rules, plan, "tokens" in made.used)
-        return self._verdict(made, plan, rules, found, reused)
+                rules = self._judge(made, tried, plan, stop, turns)
+        kinds = {each.found for each in tried}
+        found: Found = "miss" if "miss" in kinds else min(kinds, default="off")
+        return self._verdict(made, plan, rules, found, sum(each.reused for each in tried))
+
+    def _judge(
+        self, made: OneAhead, tried: "list[_Judged]", plan: Plan, stop: Stop, turns: Turns
+    ) -> tuple[RuleVerdict, ...]:
+        """The rules of a file, from all its variants that the time allows; fills `tried`."""
+        priors = {} if plan.whole is not None else self._plan_priors(plan, stop, turns)
+        order = self._order(plan, stop, turns)
+        watch = Watch(plan.budget, self._pace, made.trace)
+        with self._turn(made.trace, stop, turns):
+            for one in made.variants:
+                if tried and not self._goes_on(tried, plan, watch):
+                    left = len(made.variants) - len(tried)
+                    message = f"{left} of {len(made.variants)} variants were not looked at in time"
+                    made.notes += (Note("unseen", message, doubtful=True),)
+                    break
+                tried.append(_Judged(one))
+                with failing(one):
+                    self._judge_one(tried[-1], made, plan, priors, order, watch)
+                if one.failure is not None and one.failure.code in ENDS:
+                    break
+            decided = [each for each in tried if each.one.failure is None]
+            if plan.stable and decided:
+                self._steady(
+                    decided[worst_place([each.rules for each in decided])], plan, priors, watch
+                )
+        rules = self._joined(
+            made, [each.one for each in tried], [(each.one, each.rules) for each in decided]
+        )
+        made.notes += unasked(rules, plan, "tokens" in made.used)
+        return rules
+
+    @staticmethod
+    def _goes_on(tried: "Sequence[_Judged]", plan: Plan, watch: Watch) -> bool:
+        """Whether there is time for one more variant, if it takes what they did on average."""
+        if plan.budget is None:
+            return True
+        if plan.budget.first_broken and any(
+            rule.verdict == "unsafe" for each in tried for rule in each.rules
+        ):
+            return False
+        spent_ms = sum(stages_ms(tried[0].one.trace).values())
+        return spent_ms / len(tried) <= watch.left_ms
+
+    def _judge_one(
+        self,
+        judged: "_Judged",
+        made: OneAhead,
+        plan: Plan,
+        priors: Mapping[str, float],
+        order: Sequence[str],
+        watch: Watch,
+    ) -> None:
+        """One variant of a file, by itself."""
+        one = judged.one
+        if plan.whole is not None:
+            judged.prefix, judged.found, judged.reused = self._prefix([one])
+            judged.rules = self._answered(one, judged.prefix, plan.whole, plan.band)
+            return
+        judged.cases = cases = Cases.of(plan, priors, partial(_boxes, one))
+        why = None
+        if plan.gate is not None:
+            self._gate(one, cases, plan.gate)
+        if cases.branches() and watch.left_ms > 0:
+            # Where others were encoded too, their spans are not told from those of this one.
+            alone = one is made and (plan.budget is not None or not made.others)
+            begun = 0 if alone else len(one.trace.spans)
+            judged.prefix, judged.found, judged.reused = self._prefix([one])
+            self._pace.learn(one.trace.spans[begun:])
+            for branches in passes(cases, plan, order, watch):
+                one.use("tokens")
+                answers = self._ask(one, judged.prefix, plan, branches)
+                judged.answers |= answers
+                cases.answer(answers)
+            why = self._settle(one, cases, plan, judged.prefix, watch)
+        judged.rules = self._decided(one, cases, why)
+
+    def _steady(
+        self, judged: "_Judged", plan: Plan, priors: Mapping[str, float], watch: Watch
+    ) -> None:
+        """Decides a variant again, by the mean over it and changed copies of it."""
+        one, cases = judged.one, judged.cases
+        if cases is None or not judged.answers:
+            return
+        assert one.rgb is not None
+        one.use("stability")
+        each: dict[str, Answers] = {"original": judged.answers}
+        with one.trace.span("stability"):
+            for name, rgb in copies(one.rgb, plan.stable):
+                prefix = self._put_beside(one, rgb)
+                each[name] = self._ask(one, prefix, plan, list(judged.answers))
+        cases.answer(mean_answers([*each.values()]))
+        why = self._settle(one, cases, plan, judged.prefix, watch)
+        judged.rules, notes = steadied(self._decided(one, cases, why), plan, priors, each)
+        one.notes += notes
 
     def _ask(
         self, made: OneAhead, prefix: Any, plan: Plan, branches: Sequence[int]
@@ -200,7 +295,10 @@ class Screening(Prefixes):
     def _beside(self, made: OneAhead, boxes: Boxes, cut: bool) -> Any:
         """The prefix of that, which takes the place of the picture's."""
         assert made.rgb is not None
-        rgb = (cut_out if cut else filled)(made.rgb, boxes)
+        return self._put_beside(made, (cut_out if cut else filled)(made.rgb, boxes))
+
+    def _put_beside(self, made: OneAhead, rgb: NDArray[np.uint8]) -> Any:
+        """The prefix of other pixels, which takes the place of the picture's."""
         other = OneAhead(made.trace, rgb=rgb)
         if self._cache is not None:
             other.key = self._key(rgb)
@@ -232,6 +330,19 @@ class Screening(Prefixes):
         self._pace.learn([span for span in made.trace.spans[begun:] if span.name == "reason"])
         for each in same:
             each.rating, each.rationale = found.holds, found.rationale
+
+
+@dataclass(slots=True)
+class _Judged:
+    """One variant and what became of it; the rest is there for its copies."""
+
+    one: OneAhead
+    rules: tuple[RuleVerdict, ...] = ()
+    found: Found = "off"
+    reused: int = 0
+    cases: Cases | None = None
+    prefix: Any = None
+    answers: dict[int, float] = field(default_factory=dict)
 
 
 def _objects(plan: Plan) -> list[str]:

@@ -11,12 +11,15 @@ from typing import Literal, TypeVar
 __all__ = [
     "AlternativeVerdict",
     "Answered",
+    "Background",
     "ConditionVerdict",
     "Escalation",
     "InputFailure",
     "Note",
     "Outcome",
     "RuleVerdict",
+    "SeenIn",
+    "Stability",
     "Table",
     "Test",
     "Verdict",
@@ -24,6 +27,7 @@ __all__ = [
 
 Outcome = Literal["safe", "unsafe", "uncertain"]
 Answered = Literal["holds", "fails", "uncertain"]
+Background = Literal["white", "black"]
 # By what a question was decided: a threshold; one of CLUE's tests, of which "undecided" is none;
 # the relevance gate for the whole rule; the one answer for a whole policy; or it was not, being
 # unknown or not asked.
@@ -164,6 +168,52 @@ class ConditionVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenIn:
+    """One variant of a file: its frame, page or picture, counted from 1, and what a transparent one
+    lies on. None where there is only one.
+    """
+
+    frame: int | None = None
+    background: Background | None = None
+
+    def __str__(self) -> str:
+        parts = [f"in frame {self.frame}"] if self.frame is not None else []
+        return " ".join([*parts, *([f"over {self.background}"] if self.background else [])])
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            name: value
+            for name, value in (("frame", self.frame), ("background", self.background))
+            if value is not None
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Stability:
+    """How much a rule's probability moved over a picture and changed copies of it: the least, the
+    most and the standard deviation over `pictures`, and the names of those that by themselves break
+    the rule or do not.
+    """
+
+    pictures: int
+    least: float
+    most: float
+    deviation: float
+    unsafe_in: tuple[str, ...]
+    safe_in: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "pictures": self.pictures,
+            "min": _rounded(self.least),
+            "max": _rounded(self.most),
+            "sd": _rounded(self.deviation),
+            "unsafe_in": list(self.unsafe_in),
+            "safe_in": list(self.safe_in),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class RuleVerdict:
     """A rule is broken (`unsafe`) when all conditions hold; its probability is the minimum of those
     that were asked, None where none was.
@@ -172,7 +222,8 @@ class RuleVerdict:
     both are None where CLUE decides, whose limits are of each question. `raw_probability` is the
     model's where `probability` was calibrated. `relevance` is the cosine of the picture with the
     rule's text, where the gate was asked for; a rule that it skipped was asked nothing. `bundle` is
-    the name of the second one of a cascade where that was asked.
+    the name of the second one of a cascade where that was asked. `seen_in` is the variant of the
+    file that counts, where it has several; `stability` is of a picture that was judged with copies.
     """
 
     id: str
@@ -186,6 +237,8 @@ class RuleVerdict:
     raw_probability: float | None = None
     relevance: float | None = None
     bundle: str | None = None
+    seen_in: SeenIn | None = None
+    stability: Stability | None = None
 
     def to_json(self) -> dict[str, object]:
         between = self.uncertain_between
@@ -199,6 +252,8 @@ class RuleVerdict:
             "threshold": _rounded(self.threshold),
             "uncertain_between": None if between is None else [round(end, 6) for end in between],
             "relevance": _rounded(self.relevance),
+            "seen_in": self.seen_in.to_json() if self.seen_in else None,
+            "stability": self.stability.to_json() if self.stability else None,
             "conditions": [condition.to_json() for condition in self.conditions],
         }
 
@@ -247,9 +302,10 @@ class Verdict:
     `reused_tokens` how many prompt tokens were not computed again.
 
     `calibration` is the id of the calibration that was applied, `method` how questions without one
-    are decided, `stages_used` the steps that it took: relevance, tokens, region, reasoning.
-    `image_prefixes` counts the pictures that were prefilled, without regions and crops among them,
-    `reasoning_calls` the conditions that were reasoned about.
+    are decided, `stages_used` the steps that it took: relevance, tokens, region, reasoning,
+    stability. `image_prefixes` counts the pictures that were prefilled, over all variants of the
+    file and with regions, crops and copies among them, `reasoning_calls` the conditions that were
+    reasoned about.
 
     All of this is the first bundle's, where a cascade asked a second one about what the first left
     open; the second's own is in `escalated`. `rules` and the `verdict` are what became of both.

@@ -221,7 +221,7 @@ def manifest(
         graphs=(),
         targets=(),
         relevance=None,
-        embeddings=EmbeddingsRecord("embeddings.bin", "float16", 1, 1),
+        embeddings=EmbeddingsRecord("embeddings.bin", "float16", 128, 1),
         quantization=(),
         files=(),
         canary=CanaryRecord(16, 16, 0.01, golden),

@@ -292,7 +292,6 @@ def test_what_is_no_image() -> None:
     assert failure(b"") == "empty"
     assert failure(b"hello, world") == "not_an_image"
     assert failure(b"%PDF-1.7\n") == "unsupported_format"
-    assert failure(b"\0\0\0\x18ftypheic\0\0\0\0") == "unsupported_format"
     assert failure(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "unsupported_format"
 
 

@@ -145,12 +145,12 @@ def test_failures_are_rows_and_never_safe(judge: Judge, engine: FakeEngine, tmp_
 def test_a_doubtful_input_is_uncertain_unless_it_is_unsafe(
     judge: Judge, engine: FakeEngine
 ) -> None:
-    frames = png(save_all=True, append_images=[Image.new("RGB", (20, 10))])
-    verdict = judge.screen(frames)
+    nothing = png(Image.new("RGBA", (20, 10)))
+    verdict = judge.screen(nothing)
     assert verdict.verdict == "uncertain"
-    assert [note.code for note in verdict.notes] == ["animated"]
+    assert [note.code for note in verdict.notes] == ["transparent"]
     engine.answers = {"a gun": 0.9}
-    assert judge.screen(frames).verdict == "unsafe"
+    assert judge.screen(nothing).verdict == "unsafe"
 
 
 def test_concepts_outside_a_specialist_are_uncertain(tmp_path: Path, engine: FakeEngine) -> None:
