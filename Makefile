@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle
+.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -135,6 +135,9 @@ nano-tasks: $(VENV)/.train  ## how well the shipped bundle counts, relates, comp
 nano-policy: $(VENV)/.train  ## F1, false alarms and calibration of the shipped bundle on drawn pictures; fits a calibration file
 	cd $(NANO) && $(abspath $(BIN))/python evaluate_policy.py --bundle bundle $(EVAL_ARGS)
 
+nano-injection: $(VENV)/.test  ## what text drawn on pictures does to the shipped bundle's verdicts (EVAL_ARGS="--pictures N")
+	cd $(NANO) && $(abspath $(BIN))/python drawn_text.py $(EVAL_ARGS)
+
 nano-bundle: $(VENV)/.train  ## export the committed checkpoint again
 	$(BIN)/edgejudge export $(NANO)/checkpoint --out $(NANO)/bundle --recipe w8 --force
 
@@ -193,6 +196,15 @@ soak: $(VENV)/.runtime  ## 10,000 verdicts over good and bad files from 8 thread
 preprocess-distance: $(VENV)/.test  ## how far our pixels are from those of processors that use torchvision
 	$(BIN)/python -m pip install -q --no-deps --target build/torchvision torchvision==0.28.0
 	PYTHONPATH=build/torchvision $(BIN)/python tests/preprocess_distance.py
+
+FUZZ_SECONDS ?= 60
+
+$(VENV)/.fuzz: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[fuzz]'
+	@touch $@
+
+fuzz: $(VENV)/.fuzz  ## a fuzzer guided by coverage over every reader of strangers' files (FUZZ_SECONDS=60, FUZZ_ARGS="--target NAME")
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 clean:  ## remove what the other targets made
 	rm -rf build dist *.egg-info .venv .venv-demo .venv-gate .venv-bench .venv-openvino .venv-providers .venv-swiftshader .mypy_cache models/nano/.mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,14 +9,15 @@ or engines.
 import contextlib
 import hashlib
 import json
+import mmap
 import os
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from edgejudge.errors import BundleError
+from edgejudge.file_bytes import file_bytes
 from edgejudge.hub_cache import with_real_files
 from edgejudge.manifest import (
     SCHEMA_VERSION,
@@ -48,6 +49,8 @@ from edgejudge.manifest import (
     TokensRecord,
     WritingRecord,
 )
+from edgejudge.manifest_check import MANIFEST_NAME, check_manifest, is_flat_name
+from edgejudge.printable import brief
 from edgejudge.strict_json import canonical_json, from_json, to_json
 
 __all__ = [
@@ -86,14 +89,13 @@ __all__ = [
     "canonical_json",
     "from_json",
     "is_flat_name",
+    "manifest_of",
     "read_manifest",
     "sha256_of_file",
     "to_json",
 ]
 
-MANIFEST_NAME = "bundle.json"
-_FLAT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_MAX_MANIFEST_BYTES = 64 << 20
+_MAX_MANIFEST_BYTES = 16 << 20  # read as JSON it takes some thirty times as much memory
 
 
 def cache_folder() -> Path:
@@ -122,23 +124,23 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def is_flat_name(name: str) -> bool:
-    """A plain file name: no folder, no `..`, no drive, nothing hidden."""
-    return _FLAT_NAME.fullmatch(name) is not None
-
-
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the folder `path`, checked against its own canonical form and hash."""
+    """The manifest of the folder `path`, checked against its own canonical form and hash, and for
+    what cannot be.
+    """
     file = path / MANIFEST_NAME
     try:
-        if file.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise BundleError(f"{file}: larger than a manifest can be; export the bundle again")
-        data = file.read_bytes()
+        data = file_bytes(file, _MAX_MANIFEST_BYTES)
     except OSError as error:
         raise BundleError(
             f"{path} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
             "make one with `edgejudge export`"
         ) from None
+    return manifest_of(data, file)
+
+
+def manifest_of(data: bytes, file: Path) -> Manifest:
+    """What a manifest's bytes say; `file` is what errors call it."""
     try:
         value: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -152,7 +154,7 @@ def read_manifest(path: Path) -> Manifest:
     manifest = from_json(Manifest, value, MANIFEST_NAME)
     try:
         canonical = canonical_json(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: {error}; export the bundle again") from None
     if canonical != data:
         raise BundleError(f"{file}: not in canonical form, so it was edited; export it again")
@@ -162,6 +164,7 @@ def read_manifest(path: Path) -> Manifest:
             f"{file}: its sha256 is {found}, it claims {manifest.sha256}; "
             "it is damaged, export the bundle again"
         )
+    check_manifest(manifest, value, data, str(file))
     return manifest
 
 
@@ -186,7 +189,7 @@ class Bundle:
 
         `fingerprint` is the sha256 in the manifest; give it to pin the bundle itself.
         """
-        folder = with_real_files(Path(path).resolve(), cache_folder())
+        folder = with_real_files(_resolved(Path(path)), cache_folder())
         manifest = read_manifest(folder)
         if fingerprint is not None and fingerprint != manifest.sha256:
             raise BundleError(
@@ -198,13 +201,7 @@ class Bundle:
                 f"{folder}: not sealed, its verdicts were never compared with the reference; "
                 "finish it with `edgejudge export`"
             )
-        for record in manifest.files:
-            if not is_flat_name(record.name) or record.name == MANIFEST_NAME:
-                raise BundleError(f"{folder}: file name {record.name!r} does not stay inside it")
         bundle = cls(folder, manifest, {f.name: f for f in manifest.files}, set())
-        for graph in manifest.graphs:
-            for name in (graph.file, *graph.weight_files):
-                bundle._record(name)
         if verify:
             for name in bundle._files:
                 bundle._locate(name)
@@ -255,7 +252,9 @@ class Bundle:
 
     def _record(self, name: str) -> FileRecord:
         if not is_flat_name(name):
-            raise BundleError(f"{self.path}: file name {name!r} does not stay inside the bundle")
+            raise BundleError(
+                f"{self.path}: file name '{brief(name)}' does not stay inside the bundle"
+            )
         if name not in self._files:
             raise BundleError(f"{self.path}: {name!r} is not listed in {MANIFEST_NAME}")
         return self._files[name]
@@ -270,8 +269,12 @@ class Bundle:
             raise BundleError(
                 f"{path}: cannot be read ({error.strerror}); copy or export the bundle again"
             ) from None
-        if real.parent != self.path or not real.is_file():
+        except RuntimeError:  # before Python 3.13, of links that lead to each other
+            raise BundleError(f"{path}: is a link to itself; put the file itself there") from None
+        if real.parent != self.path:
             raise BundleError(f"{path}: leads out of the bundle; put the file itself there")
+        if not real.is_file():
+            raise BundleError(f"{path}: is no regular file; copy or export the bundle again")
         if size != record.bytes:
             raise BundleError(
                 f"{path}: {size} bytes, expected {record.bytes}; "
@@ -297,16 +300,28 @@ class Bundle:
                 self._check_references(path, graph)
 
     def _check_references(self, path: Path, graph: GraphRecord) -> None:
-        """A graph may point into its own weight files and nowhere else."""
+        """A graph may point into its own weight files and nowhere else, and asks an engine for
+        nothing but its operators.
+        """
         # Imported here: a graph is parsed when its file is hashed, which a stamp mostly saves.
-        from edgejudge.onnx_files import external_locations
+        from edgejudge.onnx_files import check_model
 
-        strange = external_locations(path.read_bytes(), str(path)) - set(graph.weight_files)
-        if strange:
-            raise BundleError(
-                f"{path}: points into {min(strange)!r}, which is none of its weight files; "
-                "do not use this bundle"
-            )
+        if not path.stat().st_size:  # which cannot be mapped
+            raise BundleError(f"{path}: is empty; export the bundle again")
+        with path.open("rb") as stream:
+            # Mapped, since an encoder may carry its weights. An error's traceback may go on looking
+            # into it, so it is closed when nobody does any more.
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        check_model(memoryview(mapped), str(path), graph.weight_files)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte, or links in a circle
+        raise BundleError(
+            f"{brief(str(path))} is not a bundle: {error}; make one with `edgejudge export`"
+        ) from None
 
 
 class _Stamps:

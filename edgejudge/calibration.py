@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from edgejudge.calibration_records import CalibrationRecord, MapRecord
 from edgejudge.errors import EdgeJudgeError, InputError
+from edgejudge.file_bytes import file_bytes
 from edgejudge.strict_json import canonical_json, from_json, to_json
 
 __all__ = ["CALIBRATION_SCHEMA", "Calibration", "RuleCalibration", "short_id", "signed"]
@@ -58,6 +59,8 @@ class Calibration:
     def __init__(self, record: CalibrationRecord) -> None:
         """Raises InputError for a record that says what cannot be."""
         for rule in record.rules:
+            if min(rule.positives, rule.negatives) < 0:
+                raise InputError("calibration", f"rule '{rule.id}': fewer labels than none")
             for made in (rule.map, *rule.questions.values()):
                 if problem := made.problem():
                     raise InputError("calibration", f"rule '{rule.id}': {problem}")
@@ -90,16 +93,18 @@ class Calibration:
         """Raises InputError for a file that is missing, malformed, or was edited."""
         file = Path(path)
         try:
-            with file.open("rb") as stream:
-                data = stream.read(_MOST_BYTES + 1)
+            data = file_bytes(file, _MOST_BYTES)
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(
                 "calibration", f"calibration {file} cannot be read: {reason}"
             ) from None
+        return cls.of(data, file)
+
+    @classmethod
+    def of(cls, data: bytes, file: Path) -> Self:
+        """As `read`, of the file's bytes."""
         try:
-            if len(data) > _MOST_BYTES:
-                raise ValueError(f"more than {_MOST_BYTES} bytes")
             value: Any = json.loads(data)
             found = None if not isinstance(value, dict) else _id_of(value)
         except (ValueError, RecursionError) as error:

@@ -40,14 +40,17 @@ def graph_error(bundle: Bundle, engine: "Engine") -> float:
 
 
 def check_canary(bundle: Bundle, engine: "Scorer | BatchScorer", again: bool = False) -> None:
-    """Raises ProviderError where this machine does not give the canary's label logits. Asked once
-    for a bundle, a processor and a version of ONNX Runtime; `again` asks in any case.
+    """Raises ProviderError where this machine does not give the canary's label logits, BundleError
+    where a policy is not compiled from what it says. Asked once for a bundle, a processor and a
+    version of ONNX Runtime; `again` asks in any case.
     """
+    from edgejudge.compiled_check import check_compiled
     from edgejudge.runtime.settings import machine
 
     file = cache_folder() / "canaries" / f"{bundle.fingerprint}.json"
     if not again and _kept(file) == machine():
         return
+    check_compiled(bundle)
     canary = bundle.manifest.canary
     error = canary_distance(bundle, engine)
     if not error <= canary.tolerance:

@@ -25,12 +25,17 @@ def with_real_files(folder: Path, cache: Path) -> Path:
     blobs = folder.parent.parent / "blobs"
     if folder.parent.name != "snapshots" or not blobs.is_dir():
         return folder
-    links = {e.name: e.resolve() for e in folder.iterdir() if e.is_symlink()}
-    links = {name: blob for name, blob in links.items() if blob.parent == blobs.resolve()}
-    if not links:
-        return folder
-    # Another revision, or the same one downloaded again, has other blobs: another place.
-    stats = {name: blob.stat() for name, blob in links.items()}
+    try:
+        links = {e.name: e.resolve() for e in folder.iterdir() if e.is_symlink()}
+        links = {name: blob for name, blob in links.items() if blob.parent == blobs.resolve()}
+        if not links:
+            return folder
+        # Another revision, or the same one downloaded again, has other blobs: another place.
+        stats = {name: blob.stat() for name, blob in links.items()}
+    except (OSError, RuntimeError) as error:  # a blob that is gone, or links in a circle
+        raise BundleError(
+            f"{folder}: its links cannot be followed ({error}); download the bundle again"
+        ) from None
     marks = sorted(f"{name} {s.st_ino} {s.st_mtime_ns}" for name, s in stats.items())
     key = hashlib.sha256("\n".join([str(folder), *marks]).encode()).hexdigest()[:32]
     place = cache / "hub" / key

@@ -18,6 +18,7 @@ from typing import Literal
 from edgejudge.bundle import PolicyRecord, RuleRecord
 from edgejudge.clue_settings import ClueSettings
 from edgejudge.errors import PolicyError
+from edgejudge.file_bytes import file_bytes
 
 __all__ = [
     "COMPILED",
@@ -242,8 +243,7 @@ def load_policy(policy: str | os.PathLike[str]) -> Policy:
             f"policy '{policy}' not found: give a built-in name ({known}) or a YAML file"
         )
     try:
-        with path.open("rb") as file:
-            source = file.read(MAX_POLICY_BYTES + 1)
+        source = file_bytes(path, MAX_POLICY_BYTES)
     except OSError as error:
         reason = error.strerror or str(error)
         raise PolicyError(f"policy '{path}' cannot be read: {reason}") from error

@@ -12,10 +12,14 @@ import yaml
 
 from edgejudge.errors import PolicyError
 from edgejudge.policy import _NAME, MAX_TEXT_CHARS
+from edgejudge.printable import brief, printable
 
 __all__ = ["Reader", "compose"]
 
 T = TypeVar("T", bound=str)
+_MOST_NODES = 20_000  # several times those of the largest policy, read in a second
+_MOST_LEVELS = 32
+_MOST_CHARS = 600  # of what an error says
 _KINDS = {
     "tag:yaml.org,2002:str": "text",
     "tag:yaml.org,2002:bool": "a yes/no value",
@@ -29,16 +33,29 @@ _KINDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe composition without aliases: a few of them can stand for millions of nodes."""
+    """Safe composition without aliases: a few of them can stand for millions of nodes. Others are
+    read one after another, and no more of them than a file of ours has.
+    """
+
+    nodes = 0
+    level = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(
-                problem="anchors and aliases are not supported: write the text out",
-                problem_mark=event.start_mark,
-            )
-        return super().compose_node(parent, index)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        self.nodes += 1
+        problem = None
+        if isinstance(event, yaml.AliasEvent):
+            problem = "anchors and aliases are not supported: write the text out"
+        elif self.nodes > _MOST_NODES:
+            problem = f"more than {_MOST_NODES} entries; split the file"
+        elif self.level >= _MOST_LEVELS:
+            problem = "nested too deeply; write it in fewer levels"
+        if problem is not None:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        self.level += 1
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
 
 
 class Reader:
@@ -49,17 +66,21 @@ class Reader:
 
     def fail(self, node: yaml.Node, where: str, problem: str) -> PolicyError:
         line = node.start_mark.line + 1
-        place = f"{where}: " if where else ""
-        return PolicyError(f"{self.source_name}, line {line}: {place}{problem}")
+        place = f"{brief(where)}: " if where else ""
+        return PolicyError(
+            f"{printable(self.source_name)}, line {line}: {place}{brief(problem, _MOST_CHARS)}"
+        )
 
     def mapping(
         self, node: yaml.Node, where: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
     ) -> dict[str, yaml.Node]:
-        if not isinstance(node, yaml.MappingNode):
+        if not isinstance(node, yaml.MappingNode) or _kind(node) != "a mapping":
             raise self.fail(node, where, f"expected a mapping, got {_kind(node)}")
         prefix = f"{where}." if where else ""
         found: dict[str, yaml.Node] = {}
         for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self.fail(key_node, where, f"a key is text, got {_kind(key_node)}")
             key = str(key_node.value)
             if key not in required + optional:
                 keys = ", ".join(required + optional)
@@ -75,7 +96,7 @@ class Reader:
     def items(
         self, node: yaml.Node, where: str, limit: int, empty_ok: bool = False
     ) -> Iterator[tuple[yaml.Node, str]]:
-        if not isinstance(node, yaml.SequenceNode):
+        if not isinstance(node, yaml.SequenceNode) or _kind(node) != "a list":
             raise self.fail(node, where, f"expected a list, got {_kind(node)}")
         if not node.value and not empty_ok:
             raise self.fail(node, where, "the list is empty; it needs at least one entry")
@@ -158,12 +179,12 @@ def compose(text: str, source_name: str, keys: Sequence[str]) -> yaml.Node:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         problem = error.problem or error.context or "malformed"
-        raise PolicyError(f"{source_name}{line}: not valid YAML: {problem}") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise PolicyError(f"{source_name}: not valid YAML: {reason}") from error
-    except RecursionError as error:
-        raise PolicyError(f"{source_name}: nested too deeply; write it in fewer levels") from error
+        raise PolicyError(
+            f"{printable(source_name)}{line}: not valid YAML: {brief(problem, _MOST_CHARS)}"
+        ) from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter of \U99999999
+        reason = brief(" ".join(str(error).split()), _MOST_CHARS)
+        raise PolicyError(f"{printable(source_name)}: not valid YAML: {reason}") from error
     finally:
         if loader is not None:
             loader.dispose()

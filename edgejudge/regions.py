@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgejudge.clue_settings import ClueSettings
 from edgejudge.errors import InputError
+from edgejudge.file_bytes import file_bytes
 from edgejudge.models.concepts import normalised
 
 __all__ = [
@@ -32,6 +32,9 @@ __all__ = [
     "read_regions",
     "regions_of",
 ]
+
+_MOST_BYTES = 64 << 20  # of a file of them
+_FARTHEST = 1e9  # pixels: whatever is beyond is no number of them
 
 Boxes = tuple[tuple[int, int, int, int], ...]  # left, top, right, bottom; the last two excluded
 
@@ -48,7 +51,7 @@ class Region:
     confidence: float = 1.0
 
     def __post_init__(self) -> None:
-        if len(self.box) != 4 or not all(math.isfinite(value) for value in self.box):
+        if len(self.box) != 4 or not all(abs(value) <= _FARTHEST for value in self.box):
             raise InputError(
                 "regions", f"the box of '{self.label}' is {list(self.box)}; expected four numbers"
             )
@@ -144,10 +147,10 @@ def read_regions(path: str | PathLike[str]) -> dict[str, tuple[Region, ...]]:
     wrong.
     """
     try:
-        value: Any = json.loads(Path(path).read_bytes())
+        value: Any = json.loads(file_bytes(path, _MOST_BYTES))
     except OSError as error:
         raise InputError("regions", f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("regions", f"{path} is not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise InputError("regions", f"{path}: expected an object of picture paths to regions")

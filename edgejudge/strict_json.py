@@ -1,20 +1,25 @@
 """Strict JSON for frozen dataclasses: how every record of ours is read and written.
 
 Takes plain JSON values and a dataclass; gives records and back. Unknown and missing keys are errors
-by name. Knows no record.
+by name, and so is what JSON can say and nothing else can hold: numbers without end, half a
+character. Knows no record.
 """
 
 import json
+import math
 import types
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 from edgejudge.errors import BundleError, EdgeJudgeError
+from edgejudge.printable import brief
 
 __all__ = ["canonical_json", "from_json", "to_json"]
 
 T = TypeVar("T")
+_MOST_KEYS = 3  # of one sentence
+_MOST_INT = 1 << 63
 
 
 def to_json(value: Any) -> Any:
@@ -36,8 +41,10 @@ def from_json(
 
 
 def _read(kind: Any, value: Any, where: str, error: type[EdgeJudgeError]) -> Any:
-    if kind is Any or type(value) is kind:
+    if kind is Any:
         return value
+    if type(value) is kind:
+        return _plain(value, where, error)
     form, inner = _form(kind)
     if form == "optional":
         return None if value is None else _read(inner, value, where, error)
@@ -46,19 +53,40 @@ def _read(kind: Any, value: Any, where: str, error: type[EdgeJudgeError]) -> Any
         if items.keys() != inner.keys():
             unknown, missing = items.keys() - inner.keys(), inner.keys() - items.keys()
             problem, keys = ("unknown", unknown) if unknown else ("missing", missing)
-            raise error(f"{where}: {problem} key {', '.join(map(repr, sorted(keys)))}")
+            some = ", ".join(f"'{brief(key)}'" for key in sorted(keys)[:_MOST_KEYS])
+            more = f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else ""
+            raise error(f"{where}: {problem} key {some}{more}")
         return kind(**{k: _read(t, items[k], f"{where}.{k}", error) for k, t in inner.items()})
     if form == "tuple":
         items = _expect(value, list, where, error)
-        if set(map(type, items)) <= {inner}:  # token ids, mostly: not one call per number
+        if inner is int and set(map(type, items)) <= {int}:  # token ids: not one call per number
+            if items and not -_MOST_INT <= min(items) <= max(items) < _MOST_INT:
+                raise error(f"{where}: holds a number of more than 64 bits")
             return tuple(items)
         return tuple(_read(inner, v, f"{where}[{i}]", error) for i, v in enumerate(items))
     if form == "dict":
         items = _expect(value, dict, where, error)
-        return {k: _read(inner, v, f"{where}.{k}", error) for k, v in items.items()}
+        for key in items:
+            _plain(key, f"{where}: its key '{brief(key)}'", error)
+        return {k: _read(inner, v, f"{where}.{brief(k)}", error) for k, v in items.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(_plain(value, where, error))
     return _expect(value, kind, where, error)
+
+
+def _plain(value: Any, where: str, error: type[EdgeJudgeError]) -> Any:
+    """Text, a number or a truth value as it is, if others can hold it too."""
+    kind = type(value)
+    if kind is str and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise error(f"{where}: holds half of a character (a surrogate)") from None
+    elif kind is int and not -_MOST_INT <= value < _MOST_INT:
+        raise error(f"{where}: a number of more than 64 bits")
+    elif kind is float and not math.isfinite(value):
+        raise error(f"{where}: {value} is not a number that can be computed with")
+    return value
 
 
 @cache

@@ -1,12 +1,16 @@
 """The protobuf wire format: a message's fields, one after another, without a protobuf library.
 
-Takes bytes; gives numbers of fields and what they hold. Does not know what a field means. Imports
-nothing of ours.
+Takes bytes; gives numbers of fields and what they hold. Does not know what a field means. Refuses
+whatever two readers could read differently: what was checked here is what an engine will read.
+Imports nothing of ours.
 """
 
 from collections.abc import Iterator
 
 __all__ = ["fields"]
+
+_MOST_TAG = (1 << 32) - 1  # others keep the low 32 bits of a longer one, and read another field
+_MOST_LENGTH = (1 << 31) - 1
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -16,18 +20,22 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
-        kind = tag & 7
+        kind, number = tag & 7, tag >> 3
+        if not number or tag > _MOST_TAG:
+            raise ValueError(f"a field has the number {number}")
         if kind == 0:
             value, at = _varint(data, at)
-            yield tag >> 3, value
+            yield number, value
         elif kind == 2:
             length, at = _varint(data, at)
-            if at + length > len(data):
+            if length > _MOST_LENGTH or at + length > len(data):
                 raise ValueError("it is cut short")
-            yield tag >> 3, data[at : at + length]
+            yield number, data[at : at + length]
             at += length
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
+            if at > len(data):
+                raise ValueError("it is cut short")
         else:
             raise ValueError(f"wire type {kind}")
 

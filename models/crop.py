@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgejudge.bundle import from_json, to_json
+from edgejudge.errors import BundleError
 from edgejudge.models.hf_config import HfConfig
-from edgejudge.models.vision_input import channels, filter_name, levels
+from edgejudge.models.vision_input import channels, check_levels, filter_name, levels
 
 __all__ = ["CropSpec", "prepare_crop", "read_crop_spec"]
 
 _BICUBIC = 3
+_MOST_SIDE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,13 @@ class CropSpec:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        return from_json(cls, value, "relevance.preprocessing")
+        """Raises BundleError, by the name of the field, for what is no crop."""
+        where = "relevance.preprocessing"
+        spec = from_json(cls, value, where)
+        check_levels(where, spec.resample, spec.rescale, spec.mean, spec.std)
+        if not 0 < spec.side <= _MOST_SIDE:
+            raise BundleError(f"{where}.side: {spec.side} is not from 1 to {_MOST_SIDE}")
+        return spec
 
 
 def read_crop_spec(config: HfConfig) -> CropSpec:

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgejudge.bundle import from_json, to_json
-from edgejudge.errors import InputError
+from edgejudge.errors import BundleError, InputError
 from edgejudge.models.hf_config import HfConfig
 from edgejudge.models.rope import axial_rotation
 from edgejudge.models.spec import ModelSpec
-from edgejudge.models.vision_input import VisionInput, channels, filter_name, levels
+from edgejudge.models.vision_input import VisionInput, channels, check_levels, filter_name, levels
 
 __all__ = ["PatchSpec", "fit", "prepare_patches", "read_patch_spec"]
 
 _MAX_ASPECT = 200  # the family refuses longer pictures
+_MOST_PIXELS = 1 << 26
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -51,7 +52,23 @@ class PatchSpec:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        return from_json(cls, value, "preprocessing")
+        """Raises BundleError, by the name of the field, for what no picture can be cut into."""
+        spec = from_json(cls, value, "preprocessing")
+        check_levels("preprocessing", spec.resample, spec.rescale, spec.mean, spec.std)
+        if not 0 < spec.min_pixels <= spec.max_pixels <= _MOST_PIXELS:
+            raise BundleError(
+                f"preprocessing.max_pixels: {spec.min_pixels} to {spec.max_pixels} pixels are not "
+                f"within 1 to {_MOST_PIXELS}"
+            )
+        for name in ("patch", "merge", "frames", "window", "head_dim"):
+            if not 0 < getattr(spec, name) <= _MOST_PIXELS:
+                raise BundleError(f"preprocessing.{name}: {getattr(spec, name)} is no size")
+        if spec.window % spec.unit or spec.head_dim % 4 or not spec.rope_theta > 0:
+            raise BundleError(
+                f"preprocessing.window: windows of {spec.window} pixels of {spec.unit} each, with "
+                f"{spec.head_dim} numbers turned by {spec.rope_theta}, are none"
+            )
+        return spec
 
     @property
     def unit(self) -> int:

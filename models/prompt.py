@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, PromptRecord
+from edgejudge.errors import BundleError
 from edgejudge.models.tokenizer import Tokenizer
 
 __all__ = ["Prompts"]
@@ -35,7 +36,7 @@ class Prompts:
         return cls(
             manifest.prompt,
             manifest.tokens.image,
-            lambda: Tokenizer(bundle.file("tokenizer.json")),
+            lambda: _tokenizer(bundle),
         )
 
     def prefix_ids(self, rows: int, cols: int) -> list[int]:
@@ -133,3 +134,9 @@ class Prompts:
         if self._tokenizer is None:
             self._tokenizer = self._make_tokenizer()
         return self._tokenizer
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    tokens, table = bundle.manifest.tokens, bundle.manifest.embeddings
+    reserved = (tokens.image, tokens.end_of_turn, *tokens.eos)
+    return Tokenizer(bundle.file("tokenizer.json"), reserved, table.rows, BundleError)

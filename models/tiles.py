@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgejudge.bundle import from_json, to_json
+from edgejudge.errors import BundleError
 from edgejudge.models.hf_config import HfConfig
-from edgejudge.models.vision_input import VisionInput, channels, filter_name, levels
+from edgejudge.models.vision_input import VisionInput, channels, check_levels, filter_name, levels
 
 __all__ = ["TileSpec", "grid_of", "prepare_tiles", "read_tile_spec"]
 
 _MAX_SIDE = 4096  # the family's own ceiling for a resized picture
+_MAX_GRID = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,18 @@ class TileSpec:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        return from_json(cls, value, "preprocessing")
+        """Raises BundleError, by the name of the field, for what no picture can be cut into."""
+        spec = from_json(cls, value, "preprocessing")
+        check_levels("preprocessing", spec.resample, spec.rescale, spec.mean, spec.std)
+        for name, side in (("view", spec.view), ("longest_edge", spec.longest_edge)):
+            if not 0 < side <= _MAX_SIDE:
+                raise BundleError(f"preprocessing.{name}: {side} is not from 1 to {_MAX_SIDE}")
+        if spec.max_grid > _MAX_GRID:
+            raise BundleError(
+                f"preprocessing.view: {spec.view} pixels make more than {_MAX_GRID} x {_MAX_GRID} "
+                "tiles"
+            )
+        return spec
 
     @property
     def max_grid(self) -> int:

@@ -1,43 +1,84 @@
 """A checkpoint's tokenizer.json: text to token ids, with special tokens only by their id.
 
-Takes the file; gives ids. Text is always encoded with special tokens inert, so a question that
+Takes the file; gives ids. Text is always encoded with every added token inert, so a question that
 contains `<image>` is those seven characters and not an image. Knows no prompt format.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from edgejudge.bundle import TokensRecord
-from edgejudge.errors import ExportError
+from edgejudge.errors import EdgeJudgeError, ExportError, InputError
 from edgejudge.models.hf_config import HfConfig
+from edgejudge.models.tokenizer_file import read_tokenizer
 
 __all__ = ["Tokenizer", "VerdictLabels", "ids_after", "label_ids", "special_tokens"]
 
 
+T = TypeVar("T")
+
+
 class Tokenizer:
-    def __init__(self, path: Path) -> None:
+    """`text` is the file as it was read, with every added token a special one."""
+
+    def __init__(
+        self,
+        path: Path,
+        reserved: Collection[int] = (),
+        vocabulary: int | None = None,
+        error: type[EdgeJudgeError] = ExportError,
+    ) -> None:
+        """`reserved` are ids that no text may have, beside those of special tokens; `vocabulary` is
+        how many ids the model knows. Raises `error` for a file that is none, or not to be trusted.
+        """
         # Imported here: a compiled policy is judged without it, and it costs start-up time.
         from tokenizers import Tokenizer as HfTokenizer
 
-        try:
-            self._inner = HfTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ExportError(f"{path}: not a readable tokenizer.json ({error})") from None
+        self._path, self._error = path, error
+        self.text = read_tokenizer(path, vocabulary, error)
+        self._inner = self._safely(lambda: HfTokenizer.from_str(self.text))
         # The default turns `<image>` inside a question into the image token.
         self._inner.encode_special_tokens = True
         self._inner.no_truncation()
         self._inner.no_padding()
+        added = self._inner.get_added_tokens_decoder()
+        special = (token for token, entry in added.items() if entry.special)
+        self._reserved = frozenset((*reserved, *special))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; no special token can come out of it."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        """Ids of plain text; no special token can come out of it. Raises InputError "text" for half
+        a character, which no token stands for.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                "text", "a text holds half of a character (a surrogate); remove it"
+            ) from None
+        ids: list[int] = self._safely(
+            lambda: self._inner.encode(text, add_special_tokens=False)
+        ).ids
+        if not self._reserved.isdisjoint(ids):
+            raise self._error(
+                f"{self._path}: it makes a special token of plain text; take the tokenizer of a "
+                "known checkpoint"
+            )
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out; bytes that are no whole character are `\ufffd`."""
-        text: str = self._inner.decode(list(ids), skip_special_tokens=True)
-        return text
+        return self._safely(lambda: str(self._inner.decode(list(ids), skip_special_tokens=True)))
+
+    def _safely(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except BaseException as error:
+            # The library raises bare Exception, and something that is not even that where it meets
+            # what it did not expect.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise self._error(f"{self._path}: not a readable tokenizer.json ({error})") from None
 
     def special(self, token: str) -> int:
         """The id of a token that the checkpoint must have."""

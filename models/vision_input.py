@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgejudge.errors import ExportError
+from edgejudge.errors import BundleError, ExportError
 from edgejudge.models.hf_config import HfConfig, read_json
+from edgejudge.printable import brief
 
-__all__ = ["VisionInput", "channels", "filter_name", "levels", "read_processor"]
+__all__ = ["VisionInput", "channels", "check_levels", "filter_name", "levels", "read_processor"]
 
 _FILTERS = {0: "NEAREST", 1: "LANCZOS", 2: "BILINEAR", 3: "BICUBIC", 4: "BOX", 5: "HAMMING"}
 
@@ -65,6 +66,19 @@ def channels(config: HfConfig, key: str, default: tuple[float, ...]) -> tuple[fl
     if isinstance(value, list) and len(value) == 3:
         return tuple(float(v) for v in value)
     raise ExportError(f"{config.where}: {key!r} must be three numbers, got {value!r}")
+
+
+def check_levels(
+    where: str, resample: str, rescale: float, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """What a bundle says of them. Raises BundleError by the name of the field."""
+    if resample not in _FILTERS.values():
+        raise BundleError(f"{where}.resample: '{brief(resample)}' is none of Pillow's filters")
+    for name, three in (("mean", mean), ("std", std)):
+        if len(three) != 3 or (name == "std" and min(three) <= 0):
+            raise BundleError(f"{where}.{name}: {list(three)} are not three numbers for colours")
+    if not rescale > 0:
+        raise BundleError(f"{where}.rescale: {rescale} is not above 0")
 
 
 @cache

@@ -38,7 +38,10 @@ class Embeddings:
         places = np.flatnonzero(ids == self._image)
         given = 0 if visual is None else len(visual)
         if len(places) != given:
-            raise ValueError(f"{len(places)} image tokens but {given} visual tokens")
+            raise ProviderError(
+                f"the vision graph gave {given} visual tokens for {len(places)} places in the "
+                "prompt; check the bundle with `edgejudge screen --verify`, or export it again"
+            )
         if visual is not None:
             # A cache of bytes would make numbers of what is none.
             if not np.isfinite(visual).all():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, PartRecord
 from edgejudge.errors import BundleError, InputError
+from edgejudge.models.fitting import check_fit
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.decoding import PassFeeds, check_positions, run_layers
 from edgejudge.runtime.embeddings import Embeddings
@@ -81,6 +82,7 @@ class Engine:
         most. `threads` overrides theirs. Raises BundleError for files that are not what the
         manifest says.
         """
+        check_fit(bundle.manifest, str(bundle.path))
         chosen = settings or kept_settings(bundle) or Settings(default_threads())
         spec = ModelSpec.from_json(bundle.manifest.spec)
         kv = bundle.graph(_TARGET, "decoder", 0).kv
@@ -88,8 +90,7 @@ class Engine:
             raise BundleError(
                 f"{bundle.path}: the decoder's cache is {kv}, expected BNSH in float32 or int8"
             )
-        shape = (spec.text.layers, kv.kv_heads, kv.head_dim, kv.length_buckets)
-        cache = KvCache(*shape, kv.dtype)
+        cache = KvCache(spec.text.layers, kv.kv_heads, kv.head_dim, kv.length_buckets, kv.dtype)
         count = chosen.threads if threads is None else threads
         check_overflow(bundle, _TARGET, count)
         sizes = (count, chosen.chunk, chosen.pack_tokens)

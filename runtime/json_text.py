@@ -7,7 +7,6 @@ Does not know the model or how a token is chosen.
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,10 @@ _LETTER = "z"
 class JsonGrammar:
     """A tokenizer's part, made once: a large vocabulary takes a second."""
 
-    def __init__(self, tokenizer: Path, vocabulary: int, eos: Sequence[int]) -> None:
-        """`vocabulary` counts the rows of the LM head, which may be more than the tokenizer's."""
+    def __init__(self, tokenizer: str, vocabulary: int, eos: Sequence[int]) -> None:
+        """`tokenizer` is the text of the file, as models.tokenizer has looked it through;
+        `vocabulary` counts the rows of the LM head, which may be more than the tokenizer's.
+        """
         try:
             import llguidance
         except ModuleNotFoundError:
@@ -39,7 +40,7 @@ class JsonGrammar:
         self._inner: Any = llguidance
         self.vocabulary = vocabulary
         self.tokenizer: Any = llguidance.LLTokenizer(
-            tokenizer.read_text("utf-8"), n_vocab=vocabulary, eos_token=list(eos)
+            tokenizer, n_vocab=vocabulary, eos_token=list(eos)
         )
         self.eos = frozenset(eos)
         closing = [self.tokenizer.greedy_tokenize(text) for text in _CLOSING]

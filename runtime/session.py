@@ -6,20 +6,28 @@ what the graph computes.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from numpy.typing import NDArray
 
-from edgejudge.bundle import Bundle, GraphRecord
-from edgejudge.errors import ProviderError
+from edgejudge.bundle import Bundle, GraphRecord, TensorRecord
+from edgejudge.errors import BundleError, ProviderError
+from edgejudge.printable import brief
 from edgejudge.runtime.placement import Device
 from edgejudge.runtime.provider import open_inner
 
 __all__ = ["CPU", "Session", "default_threads", "first_line", "open_session"]
 
 CPU = "CPUExecutionProvider"
+# As ONNX Runtime calls them.
+_TYPES = {
+    **{name: f"tensor({name})" for name in ("int8", "uint8", "int16", "uint16")},
+    **{name: f"tensor({name})" for name in ("int32", "int64", "float16", "bool")},
+    "float32": "tensor(float)",
+}
 
 
 def default_threads() -> int:
@@ -39,11 +47,19 @@ class Session:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the order of the graph record, which may take some of the feeds only."""
-        taken = {tensor.name: feeds[tensor.name] for tensor in self.graph.inputs}
+        taken = {}
+        for tensor in self.graph.inputs:
+            if tensor.name not in feeds:
+                raise BundleError(
+                    f"{self.graph.file}: its input '{tensor.name}' is none that this edgejudge "
+                    "gives; export the bundle again"
+                )
+            taken[tensor.name] = feeds[tensor.name]
         try:
             outputs: list[NDArray[Any]] = self._inner.run(None, taken)
         except Exception as error:  # ONNX Runtime raises its own unrelated classes
             raise self._failed(error) from None
+        self._check_shapes(taken, self.graph.outputs, outputs)
         return outputs
 
     def run_bound(
@@ -56,23 +72,48 @@ class Session:
 
         The outputs that are not shared come back, in the order of the graph record.
         """
-        binding = self._inner.io_binding()
-        for name, value in feeds.items():
-            binding.bind_cpu_input(name, value)
         sinks = {sink for sink, _ in shared.values()}
-        free = [o.name for o in self.graph.outputs if o.name not in sinks]
-        for name in free:
-            binding.bind_output(name, "cpu")
-        for source, (sink, buffer) in shared.items():
-            address = buffer.ctypes.data
-            binding.bind_input(source, "cpu", 0, buffer.dtype, buffer.shape, address)
-            binding.bind_output(sink, "cpu", 0, buffer.dtype, buffer.shape, address)
+        given = [output for output in self.graph.outputs if output.name not in sinks]
         try:
+            binding = self._inner.io_binding()
+            for name, value in feeds.items():
+                binding.bind_cpu_input(name, value)
+            for output in given:
+                binding.bind_output(output.name, "cpu")
+            for source, (sink, buffer) in shared.items():
+                address = buffer.ctypes.data
+                binding.bind_input(source, "cpu", 0, buffer.dtype, buffer.shape, address)
+                binding.bind_output(sink, "cpu", 0, buffer.dtype, buffer.shape, address)
             self._inner.run_with_iobinding(binding)
         except Exception as error:  # as above
             raise self._failed(error) from None
         # In the order of binding, so the free ones come first; the shared ones need no copy.
-        return [value.numpy() for value in binding.get_outputs()[: len(free)]]
+        outputs = [value.numpy() for value in binding.get_outputs()[: len(given)]]
+        self._check_shapes(feeds, given, outputs)
+        return outputs
+
+    def _check_shapes(
+        self,
+        feeds: Mapping[str, NDArray[Any]],
+        given: Sequence[TensorRecord],
+        outputs: Sequence[NDArray[Any]],
+    ) -> None:
+        """Raises ProviderError for outputs that are not of the shapes that the record says, where
+        what is called the same is as long.
+        """
+        sizes: dict[str, int] = {}
+        for record in self.graph.inputs:
+            if record.name in feeds:
+                sizes.update(zip(record.shape, feeds[record.name].shape, strict=False))
+        for record, output in zip(given, outputs, strict=True):
+            wanted = [sizes.get(d, int(d) if d.isdecimal() else None) for d in record.shape]
+            if len(wanted) != output.ndim or any(
+                size not in (None, found) for size, found in zip(wanted, output.shape, strict=True)
+            ):
+                what = (
+                    f"it gave {record.name} as {output.shape}, expected {', '.join(record.shape)}"
+                )
+                raise self._failed(ValueError(what))
 
     def _failed(self, error: Exception) -> ProviderError:
         advice = "; check the bundle with `edgejudge screen --verify`"
@@ -94,6 +135,20 @@ def open_session(
     memory back after each run.
     """
     device = Device(graph.target, provider)
-    return Session(
-        graph, provider, open_inner(bundle.graph_file(graph), device, threads, lean=lean)
-    )
+    inner = open_inner(bundle.graph_file(graph), device, threads, lean=lean)
+    _check_record(graph.file, graph.inputs, inner.get_inputs())
+    _check_record(graph.file, graph.outputs, inner.get_outputs())
+    return Session(graph, provider, inner)
+
+
+def _check_record(file: str, recorded: Sequence[TensorRecord], found: Sequence[Any]) -> None:
+    """Raises BundleError where a graph takes or gives other tensors than its record says."""
+    said = [(tensor.name, _TYPES.get(tensor.dtype), len(tensor.shape)) for tensor in recorded]
+    is_so = [(node.name, node.type, len(node.shape)) for node in found]
+    for each, other in zip_longest(said, is_so):
+        if each != other:
+            name = brief((other or each)[0])
+            raise BundleError(
+                f"{file}: its tensor '{name}' is not as the manifest records it; do not use this "
+                "bundle"
+            )

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from edgejudge.bundle import Bundle, cache_folder, keep_json
+from edgejudge.bundle import Bundle, cache_folder, from_json, keep_json
+from edgejudge.errors import BundleError
+from edgejudge.file_bytes import file_bytes
 from edgejudge.runtime.session import default_threads
 
 __all__ = ["Settings", "keep_settings", "kept_settings", "machine", "processor"]
 
 _SCHEMA_VERSION = 1
+_MOST = 1 << 20
+_MOST_BYTES = 1 << 20  # of a record
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,9 @@ class Settings:
     pack_tokens: int = 512
 
     def __post_init__(self) -> None:
-        if min(self.threads, self.chunk, self.pack_tokens) < 1:
-            raise ValueError(f"threads, chunk and pack_tokens must be at least 1: {self}")
+        counts = (self.threads, self.chunk, self.pack_tokens)
+        if not 1 <= min(counts) <= max(counts) <= _MOST:
+            raise ValueError(f"threads, chunk and pack_tokens must be from 1 to {_MOST}: {self}")
 
 
 def processor() -> str:
@@ -47,10 +52,10 @@ def processor() -> str:
 
 def kept_settings(bundle: Bundle) -> Settings | None:
     """Those that were measured for this bundle on this machine."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        record = json.loads(_file(bundle).read_bytes())
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, BundleError):
+        record = json.loads(file_bytes(_file(bundle), _MOST_BYTES))
         if record["machine"] == machine():
-            return Settings(**record["settings"])
+            return from_json(Settings, record["settings"], "settings")
     return None
 
 

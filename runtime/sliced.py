@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, PartRecord
 from edgejudge.errors import BundleError, EdgeJudgeError, InputError, ProviderError
+from edgejudge.models.fitting import check_fit
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.decoding import PassFeeds, check_positions, run_layers
 from edgejudge.runtime.embeddings import Embeddings
@@ -91,6 +92,7 @@ class SlicedEngine:
         """`budget` in bytes is for the whole process. Raises BundleError for one that is less than
         the largest slice needs.
         """
+        check_fit(bundle.manifest, str(bundle.path))
         spec = ModelSpec.from_json(bundle.manifest.spec)
         manifest, text, vision = bundle.manifest, spec.text, spec.vision
         if not (manifest.vision_slices and manifest.decoder_slices):
@@ -196,7 +198,10 @@ class SlicedEngine:
             longest = max(longest, step.kept + len(step.ids))
             check_positions(self.spec.text, int(step.positions.max()))
         if visual is not None and used != len(visual):
-            raise ValueError(f"{used} image tokens but {len(visual)} visual tokens")
+            raise ProviderError(
+                f"the vision graph gave {len(visual)} visual tokens for {used} places in the "
+                "prompt; check the bundle with `edgejudge screen --verify`, or export it again"
+            )
         for part in self.bundle.manifest.decoder_slices:
             cache = self._cache(part)
             cache.bucket(longest)

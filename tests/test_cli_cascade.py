@@ -91,7 +91,9 @@ def test_a_time_budget(edgejudge: Any, engines: dict[str, TimedEngine]) -> None:
 
 def test_a_second_bundle_and_the_stages(edgejudge: Any, tmp_path: Path) -> None:
     code, out, err = edgejudge(
-        *screen("--escalate", "big", "--stages", "--stages-out", "stages.json", "--out", "rows")
+        *screen(
+            "--escalate", "big", "--stages", "--stages-out", "stages.json", "--out", "rows.jsonl"
+        )
     )
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 1 and len(rows) == 6
@@ -99,8 +101,8 @@ def test_a_second_bundle_and_the_stages(edgejudge: Any, tmp_path: Path) -> None:
     assert "second bundle" in err and "6 (50.0%)" in err
     found = json.loads((tmp_path / "stages.json").read_text())
     assert found["rules"]["by"]["second"] == {"count": 6, "share": 0.5}
-    assert json.loads(edgejudge("stages", "rows", "--json")[1]) == found
-    assert edgejudge("stages", "rows")[1].startswith("stage ")
+    assert json.loads(edgejudge("stages", "rows.jsonl", "--json")[1]) == found
+    assert edgejudge("stages", "rows.jsonl")[1].startswith("stage ")
     code, _, err = edgejudge(*screen("--stages-out", "stages.json"))
     assert code == 2 and "is there already" in err
 

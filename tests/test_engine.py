@@ -236,7 +236,7 @@ def test_probabilities_join_variants(engines: dict[str, Engine]) -> None:
 def test_image_tokens_and_visual_tokens_must_agree(engines: dict[str, Engine]) -> None:
     engine = engines["exact"]
     ids, visual = make_prefix(engine, 1)
-    with pytest.raises(ValueError, match="visual tokens"):
+    with pytest.raises(ProviderError, match="visual tokens"):
         engine.prefill(ids, visual[:-1])
     with pytest.raises(ValueError, match="token ids must be"):
         engine.prefill([10**6])

@@ -393,6 +393,9 @@ def test_ctrl_c_while_a_device_hangs(
     )
     assert process.stderr is not None and process.stderr.readline() == "hangs\n"
     time.sleep(0.2)
+    process.send_signal(signal.SIGINT)  # which lets the picture in hand be finished
+    assert process.stderr.readline() == "\n"
+    assert process.stderr.readline().startswith("stopping after the picture in hand")
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and stdout == "", stderr

@@ -89,8 +89,8 @@ def test_names_with_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
         (b"path,rule,label\n\xff.png,weapons,1\n", "line 2: it is not UTF-8"),
         ('{"path": "a.png"\n', "line 1: it is no JSON"),
         ('{"path": "a.png", "weapons": 1}\n[1]\n', "line 2: it is no JSON object"),
-        ('{"path": "a.png", "weapons": true}\n', "is True; write 0 or 1"),
-        ('{"path": "a.png", "weapons": NaN}\n', "is nan; write 0 or 1"),
+        ('{"path": "a.png", "weapons": true}\n', "is 'True'; write 0 or 1"),
+        ('{"path": "a.png", "weapons": NaN}\n', "is 'nan'; write 0 or 1"),
         ('{"path": 1, "weapons": 1}\n', "line 1: it names no picture"),
         ("{" * 100_000, "line 1: it is no JSON"),
         (

@@ -21,10 +21,13 @@ LEAVES = {
     "edgejudge.clue_settings",
     "edgejudge.bundle",
     "edgejudge.errors",
+    "edgejudge.file_bytes",
     "edgejudge.hub_cache",
     "edgejudge.manifest",
+    "edgejudge.manifest_check",
     "edgejudge.strict_json",
     "edgejudge.onnx_files",
+    "edgejudge.printable",
     "edgejudge.report_card",
     "edgejudge.wire",
 }
@@ -56,7 +59,7 @@ NEVER = {
 
 
 # Packages inside a room. The others are flat.
-INSIDE = {"edgejudge": ("answering", "calibrating", "commands", "evaluation")}
+INSIDE = {"edgejudge": ("answering", "bulk", "calibrating", "commands", "evaluation", "watching")}
 # The extra `eval`: asked for by name where it is needed, so that a missing one is one sentence.
 EXTRA = {"scipy", "sklearn", "matplotlib", "pyarrow"}
 

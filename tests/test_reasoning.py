@@ -110,7 +110,7 @@ def test_whatever_a_model_thinks_it_says_yes_or_no(
     bundle = bundles[family]
     engine, prompts = Engine.open(bundle, threads=1), Prompts.of(bundle)
     tokens, rows = bundle.manifest.tokens, bundle.manifest.embeddings.rows
-    grammar = JsonGrammar(bundle.file("tokenizer.json"), rows, tokens.eos)
+    grammar = JsonGrammar(bundle.file("tokenizer.json").read_text("utf-8"), rows, tokens.eos)
     texts = []
 
     def document(schema: Mapping[str, Any], most: int) -> JsonText:

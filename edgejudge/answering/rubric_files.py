@@ -6,7 +6,6 @@ line and the key. Knows what the keys mean, and no judge.
 
 from collections.abc import Callable
 from os import PathLike, fspath
-from pathlib import Path
 from typing import TypeVar
 
 import yaml
@@ -21,6 +20,7 @@ from edgejudge.answering.rubrics import (
     rubric,
 )
 from edgejudge.errors import InputError, PolicyError
+from edgejudge.file_bytes import file_bytes
 from edgejudge.policy_nodes import Reader, compose
 
 __all__ = ["read_checklist", "read_rubric"]
@@ -67,12 +67,10 @@ def read_checklist(path: str | PathLike[str]) -> Checklist:
 
 def _open(name: str, keys: tuple[str, ...]) -> tuple[Reader, yaml.Node]:
     try:
-        data = Path(name).read_bytes()
+        data = file_bytes(name, _MAX_BYTES)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise PolicyError(f"{name}: cannot be read ({reason}); give a YAML or JSON file") from None
-    if len(data) > _MAX_BYTES:
-        raise PolicyError(f"{name}: larger than {_MAX_BYTES} bytes; split it")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

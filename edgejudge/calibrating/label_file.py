@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgejudge.errors import InputError
+from edgejudge.file_bytes import file_bytes
+from edgejudge.printable import brief
 
 __all__ = ["Label", "Labels", "read_labels"]
 
@@ -73,13 +75,10 @@ def read_labels(
     """
     name = os.fspath(path)
     try:
-        with open(name, "rb") as stream:
-            data = stream.read(_MOST_BYTES + 1)
+        data = file_bytes(name, _MOST_BYTES)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError("labels", f"labels {name} cannot be read: {reason}") from None
-    if len(data) > _MOST_BYTES:
-        raise InputError("labels", f"labels {name} has more than {_MOST_BYTES} bytes; split it")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -121,11 +120,11 @@ def _labels_of(
         ]
     for kind, what, value in cells:
         known = rules if kind == "rule" else questions
-        if what not in known:
+        if not isinstance(what, str) or what not in known:
             raise _wrong(
                 name,
                 line,
-                f"'{what}' is no {kind} of the policy, which has {_listed(known)}",
+                f"'{brief(str(what))}' is no {kind} of the policy, which has {_listed(known)}",
             )
         yield kind, what, value
 
@@ -136,7 +135,7 @@ def _binary(name: str, line: int, what: str, value: Any) -> int:
         return int(text)
     if isinstance(value, int) and not isinstance(value, bool) and value in (0, 1):
         return value
-    raise _wrong(name, line, f"the label of '{what}' is {value!r}; write 0 or 1")
+    raise _wrong(name, line, f"the label of '{what}' is '{brief(str(value))}'; write 0 or 1")
 
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -195,4 +194,4 @@ def _wrong(name: str, line: int, what: str) -> InputError:
 def _listed(names: Iterable[str]) -> str:
     known = sorted(map(str, names))
     more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
-    return ", ".join(f"'{each}'" for each in known[:_MOST_NAMES]) + more
+    return ", ".join(f"'{brief(each)}'" for each in known[:_MOST_NAMES]) + more

@@ -11,7 +11,8 @@ from typing import TextIO
 from edgejudge.calibrating.recorded import Recorded
 from edgejudge.calibration import Calibration
 from edgejudge.calibration_records import CalibratedRule, EstimateRecord, SideRecord, logit
-from edgejudge.report import plain_table, printable
+from edgejudge.printable import printable
+from edgejudge.report import plain_table
 
 __all__ = ["draw", "nearest", "notes", "table"]
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgejudge.bulk.names import find_files
 from edgejudge.commands.arguments import positive, seconds
-from edgejudge.commands.screen import find_files
 from edgejudge.errors import EdgeJudgeError, InputError
 
 if TYPE_CHECKING:

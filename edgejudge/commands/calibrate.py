@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgejudge.commands.arguments import add_judge, positive
 from edgejudge.errors import InputError
+from edgejudge.printable import printable
 
 if TYPE_CHECKING:
     from edgejudge.bundle import Bundle
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
             "policy", f"policy '{plan.policy}' is judged as a whole; only rules can be calibrated"
         )
     for note in plan.notes:
-        print(f"warning: {note.message}", file=sys.stderr)
+        print(f"warning: {printable(note.message)}", file=sys.stderr)
     conditions = plan.conditions
     questions = {text for rule in conditions.values() for either in rule for text in either}
     labels = read_labels(args.labels, conditions, questions)
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         _judge(args, bundle, plan, found, missing, scores, size)
     joined = join(labels, found, conditions)
     if warning := failures(joined):
-        print(warning, file=sys.stderr)
+        print(printable(warning), file=sys.stderr)
     calibration = _fit(args, aim, bundle, plan, joined)
     _write(out, calibration.to_bytes())
     _print(calibration, joined, out)
@@ -213,11 +214,10 @@ def _write(path: Path, data: bytes) -> None:
 
 def _print(calibration: "Calibration", joined: "Joined", out: Path) -> None:
     from edgejudge.calibrating.report import draw, nearest, notes
-    from edgejudge.report import printable
 
     draw(calibration, sys.stdout)
     for line in notes(calibration):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     for rule, paths in nearest(calibration, joined.unlabelled).items():
         print(f"{rule}: label next {', '.join(map(printable, paths))}", file=sys.stderr)
     fitted = calibration.record.fitted_on

@@ -10,6 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from edgejudge.commands.variants import limits
 from edgejudge.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def behind(first: "Judge", args: argparse.Namespace) -> "Judge | Cascade":
         args.escalate,
         threads=args.threads,
         verify=args.verify,
+        limits=limits(args),
         allow_random=args.allow_random,
         calibration=args.escalate_calibration,
     )

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgejudge.commands.arguments import positive, seconds
+from edgejudge.printable import printable
 
 if TYPE_CHECKING:
     from edgejudge.gate import Tally
@@ -77,7 +78,7 @@ def _check(args: argparse.Namespace) -> tuple[bool, dict[str, Any]]:
     from pathlib import Path
 
     from edgejudge.agreement import agreement
-    from edgejudge.commands.screen import find_files
+    from edgejudge.bulk.names import find_files
     from edgejudge.judge import Judge, default_bundle
     from edgejudge.profiling import drawn_picture
 
@@ -104,7 +105,7 @@ def _check(args: argparse.Namespace) -> tuple[bool, dict[str, Any]]:
 
 
 def _say(path: str) -> None:
-    print(f"asking both about {path}", file=sys.stderr)
+    print(f"asking both about {printable(path)}", file=sys.stderr)
 
 
 def _document(judge: "Judge", reference: "Judge", tally: "Tally", pictures: int) -> dict[str, Any]:
@@ -175,4 +176,4 @@ def _print(found: dict[str, Any]) -> None:
         f"{found['probability_error_max']:.4f} at most"
     )
     for broken in found["violations"]:
-        print(f"too far: {broken}")
+        print(f"too far: {printable(broken)}")

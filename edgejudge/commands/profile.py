@@ -39,9 +39,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from edgejudge.printable import printable
 
     title = f"{result.bundle} ({result.recipe}), {result.questions} questions, {result.picture}"
-    table = Table("what", "n", "p50 ms", "p95 ms", title=title)
+    table = Table("what", "n", "p50 ms", "p95 ms", title=Text(printable(title)))
     rows = {"warm verdict": result.warm, **{f"  {k}": v for k, v in result.stages.items()}}
     rows["verdict, prefix kept"] = result.kept
     if result.cold_process:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgejudge.commands.arguments import add_judge, positive
 from edgejudge.commands.cascade import milliseconds
 from edgejudge.errors import InputError
+from edgejudge.printable import printable
 
 if TYPE_CHECKING:
     from edgejudge.calibrating.labelled import Joined
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         shown("judged", count)
     joined = join(labels, found, conditions)
     if warning := failures(joined):
-        print(warning, file=sys.stderr)
+        print(printable(warning), file=sys.stderr)
     truths: dict[str, dict[str, int]] = {}
     for rule in joined.rules:
         for key, label in zip(rule.pictures, rule.labels, strict=True):

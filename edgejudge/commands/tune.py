@@ -49,9 +49,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from edgejudge.printable import printable
 
     title = f"{bundle.manifest.name} ({bundle.manifest.recipe}), {tuned.prompt_tokens} tokens"
-    table = Table("setting", "value", "n", "p50 ms", "min to max", "", title=title)
+    table = Table("setting", "value", "n", "p50 ms", "min to max", "", title=Text(printable(title)))
     chosen = asdict(tuned.settings)
     for trial in tuned.trials:
         span = f"{trial.min_ms:.1f} to {trial.max_ms:.1f}"

@@ -6,6 +6,8 @@ Takes the JSON of estimates; gives cells, or draws on a terminal.
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from edgejudge.printable import printable
+
 __all__ = ["HEADINGS", "cells", "plain", "print_rich", "printable"]
 
 HEADINGS = ("figure", "value", "95 %", "n", "groups", "unscored", "undecided", "note")
@@ -53,11 +55,3 @@ def print_rich(estimates: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
 
 def _number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def printable(text: str) -> str:
-    """Without what could steer a terminal."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
-        for char in text
-    )

@@ -324,8 +324,8 @@ class Losses:
             q = attention.q_proj(x[picture, asking]).unflatten(-1, (-1, width))  # [K, heads, H]
             k = attention.k_proj(x).unflatten(-1, (-1, width))  # [B, S, groups, H]
             turn = cos[picture, asking][:, None], sin[picture, asking][:, None]
-            q = q * turn[0] + rotate_half(q) * turn[1]
-            k = k * cos[:, :, None] + rotate_half(k) * sin[:, :, None]
+            q = q * turn[0] + rotate_half(q) * turn[1]  # type: ignore[no-untyped-call]
+            k = k * cos[:, :, None] + rotate_half(k) * sin[:, :, None]  # type: ignore[no-untyped-call]
             q = q.unflatten(1, (k.shape[2], -1))  # [K, groups, heads of a group, H]
             scores = torch.einsum("kgjh,ksgh->kgjs", q, k[picture]) * attention.scaling
             seen = (scores + mask[picture, asking][:, None, None]).softmax(-1)

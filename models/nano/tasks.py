@@ -104,7 +104,8 @@ def asks(kind: str, condition: str, answer: str, *named: tuple[str, int, Item | 
     """The question whether a condition holds; `named` are the beginnings of the condition that end
     with something it names, its concept, and the item where it is there once.
     """
-    first, mentions = UNKNOWN, []
+    first = UNKNOWN
+    mentions: list[Mention] = []
     for beginning, concept, item in named:
         end, here = TEMPLATE.index("{") + len(beginning), where(item)
         _, down, across, large = (a - b for a, b in zip(first, here, strict=True))

@@ -30,7 +30,7 @@ from edgejudge.judge import Judge
 
 NANO = Path(__file__).parent.parent.parent / "models" / "nano"
 POLICY = "stickers"
-KEPT_BYTES = 8 << 20  # of prefixes: fewer than the pictures need, so that some are found, some not
+KEPT_BYTES = 32 << 20  # of prefixes: less than the pictures need, so that some are found, some not
 GROWTH_BYTES = 20 << 20
 PATIENCE_S = 120
 
@@ -146,7 +146,7 @@ class Soaked:
         return out
 
 
-def soak(verdicts: int, threads: int, pictures: int = 96, seed: int = 0) -> Soaked:
+def soak(verdicts: int, threads: int, pictures: int = 48, seed: int = 0) -> Soaked:
     """Judges files in any order, each many times, from `threads` threads over one judge."""
     judge = Judge.load(prefix_cache_bytes=KEPT_BYTES)
     with tempfile.TemporaryDirectory() as name:
@@ -189,6 +189,7 @@ def soak(verdicts: int, threads: int, pictures: int = 96, seed: int = 0) -> Soak
                     count = done.total()
                     if count >= warm and (count - warm) % max(1, (verdicts - warm) // 20) == 0:
                         result.held.append(Held.now(count))
+                        print(result.held[-1], file=sys.stderr)
 
         began = time.perf_counter()
         workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
