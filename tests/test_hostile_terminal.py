@@ -84,6 +84,7 @@ def test_the_command_line_prints_names_escaped(tmp_path: Path) -> None:
     bad = os.path.join(folder, b"\x1b[31mbad\nerror: all is well")
     runs = (
         [b"screen", folder],
+        [b"screen", folder, b"--json"],
         [b"screen", folder, b"--policy", bad],
         [b"screen", folder, b"--regions", bad],
         [b"ask", os.path.join(folder, name), b"--question", b"x\x1b[2J", b"--labels", b"a", b"b"],
@@ -98,6 +99,9 @@ def test_the_command_line_prints_names_escaped(tmp_path: Path) -> None:
         )
         text = (done.stdout + b"\n" + done.stderr).decode("utf-8", "strict")
         assert not STEERING.search(text), (arguments, text)
+        assert b"--json" not in arguments or (
+            done.stdout.isascii() and done.stdout.count(b"\n") == 2
+        )
         for line in text.splitlines():
             assert not line.startswith(("error: all is well", "error: none", "safe.png")), line
 
