@@ -5,9 +5,10 @@ that `import edgejudge` itself costs next to nothing. Knows nothing of models or
 """
 
 import os
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from edgejudge.lazy import lazily
 
 # In a checkout export/, models/ and runtime/ sit beside this folder; in a wheel they sit inside it.
 if not Path(__path__[0], "export").exists():
@@ -53,21 +54,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Calibration": "edgejudge.calibration",
-    "Checklist": "edgejudge.answering.rubrics",
-    "Judge": "edgejudge.judge",
-    "Policy": "edgejudge.policy",
-    "Region": "edgejudge.regions",
-    "Rubric": "edgejudge.answering.rubrics",
-    "Verdict": "edgejudge.verdict",
+    **dict.fromkeys(
+        (
+            "BundleError",
+            "EdgeJudgeError",
+            "ExportError",
+            "InputError",
+            "PolicyError",
+            "ProviderError",
+        ),
+        "errors",
+    ),
+    "Calibration": "calibration",
+    "Checklist": "answering.rubrics",
+    "Judge": "judge",
+    "Policy": "policy",
+    "Region": "regions",
+    "Rubric": "answering.rubrics",
+    "Verdict": "verdict",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'edgejudge' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "edgejudge.errors")), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, __all__, _HOMES)

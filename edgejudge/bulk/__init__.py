@@ -5,8 +5,9 @@ the same call goes on where an earlier one ended. `open_store` is that file by i
 imported when first asked for, so that the command line can import names from here for nothing.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from edgejudge.lazy import lazily
 
 if TYPE_CHECKING:
     from edgejudge.bulk.identity import Identity, identity_of
@@ -43,12 +44,4 @@ _HOMES = {
     "screen_files": "screen",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'edgejudge.bulk' has no attribute {name!r}")
-    return getattr(import_module(f"edgejudge.bulk.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, __all__, _HOMES)

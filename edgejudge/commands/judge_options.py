@@ -6,16 +6,23 @@ stderr as warnings.
 
 import argparse
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from edgejudge.commands import cascade, variants
-from edgejudge.commands.arguments import add_judge, positive, seconds, size
+from edgejudge.commands.arguments import (
+    add_judge,
+    libraries_on_stderr,
+    positive,
+    seconds,
+    size,
+)
 from edgejudge.printable import printable
 
 if TYPE_CHECKING:
     from edgejudge.policy import Policy
 
-__all__ = ["add_options", "exit_code", "open_judge", "tell_peak"]
+__all__ = ["add_options", "exit_code", "open_judge", "results_alone", "tell_peak"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +150,11 @@ def open_judge(args: argparse.Namespace) -> "tuple[Any, Any, str | Policy]":
             stays = "; it stays uncertain" if note.code == "unknown_concept" else ""
             print(f"warning: {printable(note.message)}{stays}", file=sys.stderr)
     return asked, plan, policy
+
+
+def results_alone(args: argparse.Namespace) -> AbstractContextManager[object]:
+    """Keeps stdout for results: the libraries of other devices print what they like."""
+    return nullcontext() if args.place is None else libraries_on_stderr()
 
 
 def exit_code(outcomes: set[str]) -> int:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgejudge.bulk.names import listing, own_files
 from edgejudge.commands import cascade, judge_options
-from edgejudge.commands.arguments import libraries_on_stderr
 from edgejudge.commands.judge_options import exit_code
 from edgejudge.errors import InputError
 from edgejudge.printable import printable
@@ -74,9 +73,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.place is None:
-        return _run(args)
-    with libraries_on_stderr():
+    with judge_options.results_alone(args):
         return _run(args)
 
 

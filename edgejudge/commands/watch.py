@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from edgejudge.commands import cascade, judge_options
-from edgejudge.commands.arguments import libraries_on_stderr, seconds
+from edgejudge.commands.arguments import seconds
 from edgejudge.printable import printable
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.place is None:
-        return _run(args)
-    with libraries_on_stderr():
+    with judge_options.results_alone(args):
         return _run(args)
 
 

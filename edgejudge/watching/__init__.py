@@ -4,8 +4,9 @@
 edgejudge.bulk, with another source of paths. Imported when first asked for, as there.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from edgejudge.lazy import lazily
 
 if TYPE_CHECKING:
     from edgejudge.watching.actions import Action, read_action
@@ -20,12 +21,4 @@ _HOMES = {
     "watch_folder": "watch",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'edgejudge.watching' has no attribute {name!r}")
-    return getattr(import_module(f"edgejudge.watching.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, __all__, _HOMES)
