@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
+.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules bench-schedule soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -183,6 +183,9 @@ bench-export: $(VENV)/.test  ## time, memory and gate of exports (JUDGES="NAME:R
 
 bench-rules: $(VENV)/.runtime  ## what one more rule over a picture costs (BUNDLE=...; nano otherwise)
 	$(BIN)/python tests/bench/rules.py $(BUNDLE)
+
+bench-schedule: $(VENV)/.runtime  ## plans beside what is possible, in scenarios from published costs (BENCH_ARGS="--only pictures")
+	$(BIN)/python tests/bench/schedule.py $(BENCH_ARGS)
 
 bench-recipes: $(VENV)/.runtime  ## one judge in several recipes, side by side (BUNDLES="A B ...")
 	$(BIN)/python tests/bench/recipes.py $(BUNDLES)

@@ -19,6 +19,7 @@ from edgejudge.commands import (
     devices,
     evaluate,
     export,
+    plan,
     profile,
     relevance,
     risk,
@@ -38,7 +39,7 @@ EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 _COMMANDS = (
     *(screen, watch, ask, compare),
     *(export, relevance, profile),
-    *(calibrate, evaluate, risk, cascade, tune, devices, check),
+    *(calibrate, evaluate, risk, cascade, tune, plan, devices, check),
 )
 
 

@@ -59,7 +59,10 @@ NEVER = {
 
 
 # Packages inside a room. The others are flat.
-INSIDE = {"edgejudge": ("answering", "bulk", "calibrating", "commands", "evaluation", "watching")}
+INSIDE = {
+    "edgejudge": ("answering", "bulk", "calibrating", "commands", "evaluation", "watching"),
+    "runtime": ("scheduling",),
+}
 # The extra `eval`: asked for by name where it is needed, so that a missing one is one sentence.
 EXTRA = {"scipy", "sklearn", "matplotlib", "pyarrow"}
 

@@ -9,10 +9,13 @@ import tiny
 from edgejudge.bundle import Bundle
 from edgejudge.cli import main
 from edgejudge.export import export
+from edgejudge.placement_plan import placement_plan
 from edgejudge.runtime import Engine, Settings
+from edgejudge.runtime.scheduling import keep_profile, kept_profile, read_workload
 from edgejudge.runtime.session import default_threads
 from edgejudge.runtime.settings import keep_settings, kept_settings
 from edgejudge.tuning import tune
+from edgejudge.unit_costs import measure_costs
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +87,29 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "is not a bundle" in capsys.readouterr().err
     assert main(["tune", "nano", "--rounds", "0"]) == 2
     assert "--rounds must be at least 1" in capsys.readouterr().err
+
+
+def test_costs_of_stages_and_parts_are_measured_kept_and_planned_with(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(folder, unsealed=True)
+    monkeypatch.setattr("edgejudge.unit_costs._PASTS", (0, 8))
+    monkeypatch.setattr("edgejudge.unit_costs._TOKENS", (1, 8))
+    measured = measure_costs(bundle, rounds=2)
+    rows = {(row.unit, row.tokens, row.past): row for row in measured.profile.rows}
+    parts = [f"decoder.{part.index}" for part in bundle.manifest.parts]
+    shapes = {(part, tokens, past) for part in parts for tokens in (1, 8) for past in (0, 8)}
+    assert shapes <= rows.keys()
+    assert {("verdict_head", 1, 0), ("verdict_head", 24, 0)} <= rows.keys()
+    assert {unit for unit, *_ in rows} >= {"vision", *parts}
+    assert all(row.n >= 2 and row.p50_ms > 0 for row in rows.values())
+    assert not measured.left_out and not measured.profile.links, "there is one device"
+    keep_profile(bundle, measured.profile)
+    kept = kept_profile(bundle)
+    assert kept is not None and kept.rows == measured.profile.rows
+    plan = placement_plan(bundle, Settings(1), read_workload("screen"), kept, "latency")
+    assert set(plan["placement"].values()) == {"cpu:CPUExecutionProvider"}
+    assert main(["tune", "nano", "--place", "vision=gpu"]) == 2
+    assert "--costs" in capsys.readouterr().err
+    assert main(["tune", "nano", "--costs", "--rounds", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
