@@ -39,7 +39,8 @@ def test_the_shipped_bundle_is_whole_sealed_and_right() -> None:
     assert report is not None and report.decisions is not None
     found = report.decisions
     assert (report.calibration_pictures, found.pictures) == (16, 168)
-    assert found.decisions == 168 * len(bundle.manifest.concepts)
+    # Every concept of every picture, and what is asked of some of them beside that.
+    assert found.decisions > 168 * len(bundle.manifest.concepts)
     assert report.packing_error <= 1e-5
     assert found.flips_upper <= 0.005 and found.probability_error_99 <= 0.05
     assert sum(f.bytes for f in bundle.manifest.files) < MOST_WHEEL_BYTES

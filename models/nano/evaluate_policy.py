@@ -102,7 +102,6 @@ def judged(name: str, scenes: Iterator[Scene], judge: Judge, folder: Path) -> li
                 "verdict": verdict,
                 "truth": truth(scene).tolist(),
                 "near": near(scene).tolist(),
-                "present": scene.present.tolist(),
             }
             rows.append(row)
             stream.write(json.dumps(row) + "\n")
@@ -120,9 +119,6 @@ def fit(rows: list[dict[str, Any]], bundle: Path, folder: Path, out: Path) -> Ca
         for rule, label in zip(POLICY.rules, row["truth"], strict=True):
             if label >= 0:
                 lines.append({"path": path, "rule": rule.id, "label": label})
-            for text in (t for either in rule.conditions for t in either):
-                if (shown := row["present"][NUMBERS[text]]) >= 0:
-                    lines.append({"path": path, "question": text, "label": shown})
     labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = [
         "calibrate",
@@ -133,7 +129,7 @@ def fit(rows: list[dict[str, Any]], bundle: Path, folder: Path, out: Path) -> Ca
         "--bundle",
         str(bundle),
     ]
-    command += ["--policy", POLICY.name, "--aim", "f1", "--per-question", "--out", str(out)]
+    command += ["--policy", POLICY.name, "--aim", "f1", "--out", str(out)]
     if code := edgejudge(command):
         raise SystemExit(code)
     return Calibration.read(out)

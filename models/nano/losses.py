@@ -75,7 +75,7 @@ class Losses:
         self.cells = torch.nn.Parameter(torch.zeros(2, hidden, device=device))
         self.places = Readout(hidden, 3, device)
         self.mentions = Readout(hidden, 4, device)
-        self.apart = Readout(hidden, 4, device)
+        self.apart = Readout(hidden, 3, device)
         self.sprites = torch.nn.Parameter(torch.zeros(drawings + 1, hidden, device=device))
         names = [prompts.ids(" " + c.name) for c in CONCEPTS]
         width = max(map(len, names))
@@ -227,8 +227,8 @@ class Losses:
         A visual token does not say in which tile it lies; attention to the tiles' own tokens can.
         The loss "place" asks it of each visual token early on; "look" has a head look from the name
         of a thing to the tokens that lie on it, "mention" asks the name where that is; "back" has a
-        head look from a second name to the first, and "apart" asks how the two things lie, and what
-        follows; "last" has a head look there from where the answer begins.
+        head look from a second name to the first, "apart" asks how the two things lie, and "early"
+        what the answer will be; "last" has a head look there from where the answer begins.
         """
         core = self.text
         head = torch.tensor(prefix_ids, device=self.device)
@@ -292,8 +292,23 @@ class Losses:
             losses["mention"] = self.mentions.loss(later, told)
         told = torch.from_numpy(asked.apart).to(self.device)
         if told.isfinite().any():
-            losses["apart"] = self.apart.loss(out.hidden_states[RELATED_BY][:, start:], told)
+            later = out.hidden_states[RELATED_BY][:, start:]
+            losses["apart"] = self.apart.loss(later, told[..., :3])
+            holds = told[..., 3]
+            if (asks := holds.isfinite()).any():
+                losses["early"] = self._early_loss(later[asks], holds[asks])
         return losses, logits.detach(), kinds
+
+    def _early_loss(self, hidden: torch.Tensor, holds: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of yes and no where the answer is not due yet. hidden [N, D], holds [N].
+
+        A map that is solved for asks nothing of what is not there at all, and then nothing comes;
+        the head that reads the answer is never nothing.
+        """
+        seen = self.text.norm(hidden)
+        words = self.model.lm_head.weight
+        margin = seen @ (words[self.prompts.yes[0]] - words[self.prompts.no[0]])
+        return F.binary_cross_entropy_with_logits(margin, holds.to(margin.dtype))
 
     def _look_loss(
         self,

@@ -32,18 +32,20 @@ from words import Prompts
 
 # (rows, cols), pictures in a batch, share of the steps
 LAYOUTS = (((3, 4), 9, 0.3), ((4, 3), 9, 0.25), ((4, 4), 7, 0.45))
-WHOLE = {(3, 4): 800, (4, 3): 700, (4, 4): 1100}  # pictures drawn whole, views and all
+WHOLE = {(3, 4): 1800, (4, 3): 1580, (4, 4): 2500}  # pictures drawn whole, views and all
 # Share of the steps on mosaics, on whole pictures, on pairs of them.
-STEPS = {"mosaic": 0.2, "whole": 0.62, "pair": 0.18}
+STEPS = {"mosaic": 0.15, "whole": 0.5, "pair": 0.35}
 MOSAIC_QUESTIONS = 30
-PRESENCE, COUNTS, RELATIONS, PAIRS = 8, 5, 9, 6  # questions a picture, or pair
+PRESENCE, COUNTS, RELATIONS, PAIRS = 7, 4, 12, 6  # questions a picture, or pair
 WAKING = 150  # steps until text counts in full
 NOISE = 0.1  # of the visual tokens' own spread: the same views come back every few steps
 WEIGHTS = {
-    **{"presence": 1.0, "reason": 1.0, "count": 0.6, "crowd": 0.3},
-    **{"place": 5.0, "look": 0.4, "mention": 8.0, "back": 0.2, "apart": 6.0, "last": 0.2},
+    **{"presence": 1.0, "reason": 1.0, "count": 0.6, "crowd": 0.8},
+    **{"place": 5.0, "look": 0.4, "mention": 8.0, "back": 0.2, "apart": 6.0},
+    **{"early": 0.6, "last": 0.2, **dict.fromkeys(tasks.RELATIONS, 0.7)},
 }
 OTHER_WEIGHT = 0.35  # of any other kind of task
+OPPOSITES = ("left", "right"), ("above", "below")
 LABELS = ("presence", "more than one", "exactly one", *tasks.RELATIONS)  # told as AUROC
 
 
@@ -71,13 +73,21 @@ def waken(model: Any, prompts: Prompts) -> None:
     """Starts the tokens of new answers not far from Yes and No.
 
     Training on presence has pushed all others far from any answer: learning to say them tears at
-    everything else, unless they begin near where answers are.
+    everything else, unless they begin near where answers are. And lets the words of opposite
+    relations begin with one difference between them: which way round is then learned once, and
+    which of the axes by itself. Two words that are nearly the same word stay so for very long.
     """
     used = {i for each in (*prompts.branches, *prompts.blind) for ids in each.values() for i in ids}
     table = model.get_input_embeddings().weight
     new = sorted({i for text in tasks.ANSWERS for i in prompts.ids(text)} - used)
     middle = (table[prompts.yes[0]] + table[prompts.no[0]]) / 2
     table[new] = 0.75 * middle + 0.25 * table[new]
+    less, more = (table[prompts.ids(f" {word}")[0]] for word in OPPOSITES[0])
+    half = (less - more) / 2
+    for pair in OPPOSITES[1:]:
+        first, second = (prompts.ids(f" {word}")[0] for word in pair)
+        both = (table[first] + table[second]) / 2
+        table[first], table[second] = both + half, both - half
 
 
 class Trainer:
@@ -165,7 +175,7 @@ class Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--views", type=int, default=6_000, help="views in the pool")
+    parser.add_argument("--views", type=int, default=8_640, help="views in the pool")
     parser.add_argument(
         "--waken", action="store_true", help="the weights were trained on presence alone"
     )
