@@ -27,9 +27,8 @@ def placement_plan(
     """Raises ProfileError for a profile that lacks what the workload needs, InputError for a
     workload of too many tasks.
     """
-    sizes = Sizes.of(bundle, settings)
-    workload = workload.sized(sizes)
-    graph = workload.graph(sizes)
+    workload = workload.on(bundle)
+    graph = workload.graph(Sizes.of(bundle, settings))
     costs = Costs(profile)
     planner = Planner(graph, costs, objective)
     plan = planner.plan()

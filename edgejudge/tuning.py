@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgejudge.bundle import Bundle
-from edgejudge.models.image import canary_image, image_spec, preprocess
-from edgejudge.models.prompt import Prompts
+from edgejudge.models.prompt import screen_ids
 from edgejudge.runtime import Engine
 from edgejudge.runtime.session import default_threads
 from edgejudge.runtime.settings import Settings
@@ -105,7 +104,5 @@ def _prompt(bundle: Bundle) -> list[int]:
     """As many tokens as a screen-sized picture's prompt; which they are does not matter, so its
     image tokens, which would need a picture, are others.
     """
-    prompts = Prompts.of(bundle)
-    seen = preprocess(canary_image(1080, 1920), image_spec(bundle.manifest.preprocessing))
-    ids, image = prompts.prefix_ids(seen.rows, seen.cols), bundle.manifest.tokens.image
+    ids, image = screen_ids(bundle), bundle.manifest.tokens.image
     return [ids[0] if token == image else token for token in ids]

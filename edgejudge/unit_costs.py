@@ -18,16 +18,15 @@ from edgejudge.bundle import Bundle
 from edgejudge.canaries import placed
 from edgejudge.errors import EdgeJudgeError, InputError
 from edgejudge.models.image import canary_image, image_spec, preprocess
-from edgejudge.models.prompt import Prompts
+from edgejudge.models.prompt import screen_ids
 from edgejudge.models.tiles import TileSpec
 from edgejudge.runtime import Engine
 from edgejudge.runtime.devices import survey
 from edgejudge.runtime.fleet import Fleet
 from edgejudge.runtime.scheduling import Profile
 from edgejudge.runtime.scheduling.profile import SCHEMA_VERSION, DeviceRecord, Link, Row
-from edgejudge.runtime.scheduling.workload import Sizes
+from edgejudge.runtime.scheduling.workload import view_tokens
 from edgejudge.runtime.session import CPU
-from edgejudge.runtime.settings import Settings, kept_settings
 
 __all__ = ["WATTS", "Measured", "measure_costs"]
 
@@ -77,10 +76,9 @@ def measure_costs(
     """
     if rounds < 1:
         raise InputError("usage", f"--rounds must be at least 1, got {rounds}")
-    settings = kept_settings(bundle)
-    engine = Engine.open(bundle, settings)
+    engine = Engine.open(bundle)
     engine.chunk = max(engine.chunk, *_TOKENS)  # one pass for each shape
-    view = Sizes.of(bundle, settings or Settings(engine.threads)).view_tokens
+    view = view_tokens(engine.spec)
     progress(f"cpu:{CPU}")
     bench = _Bench(engine, engine.fleet, view, _Rows(f"cpu:{CPU}"), rounds)
     bench.vision()
@@ -153,11 +151,9 @@ def _targets(bundle: Bundle) -> list[str]:
     return [",".join(f"{s}={target}" for s in some) for target, some in stages.items()]
 
 
-def _shapes(
-    bundle: Bundle, target: str, variant: str | None
-) -> tuple[Sequence[int], Sequence[int]]:
+def _shapes(bundle: Bundle, target: str, variant: str) -> tuple[Sequence[int], Sequence[int]]:
     """Tokens and pasts to run: those of static graphs, or the processor's."""
-    graphs = bundle.graphs(target, variant, "decoder") if variant else []
+    graphs = bundle.graphs(target, variant, "decoder")
     fixed = sorted({graph.tokens for graph in graphs if graph.tokens})
     if not fixed:
         return _TOKENS, _PASTS
@@ -209,7 +205,7 @@ class _Bench:
 
     def decoder(self, tokens: Sequence[int], pasts: Sequence[int]) -> None:
         """Of a static graph `pasts` are the rows that it has, all of them in use."""
-        engine, token = self.engine, _plain_token(self.engine.bundle)
+        engine, token = self.engine, screen_ids(self.engine.bundle)[0]
         for past in pasts:
             if past >= engine.spec.text.max_positions:
                 continue
@@ -249,9 +245,3 @@ class _Bench:
                 part = span.counts.get("part")
                 found[part] = found.get(part, 0.0) + span.ms
         return found
-
-
-def _plain_token(bundle: Bundle) -> int:
-    """Any that stands for itself; which one does not matter to the time."""
-    prompts, image = Prompts.of(bundle), bundle.manifest.tokens.image
-    return next(token for token in prompts.branch_ids("a knife") if token != image)

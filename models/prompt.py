@@ -12,9 +12,18 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, PromptRecord
 from edgejudge.errors import BundleError
+from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.tokenizer import Tokenizer
 
-__all__ = ["Prompts"]
+__all__ = ["Prompts", "screen_ids"]
+
+
+def screen_ids(bundle: Bundle) -> list[int]:
+    """The prompt of a picture that fills a screen of 1,920 x 1,080, its image tokens among it: what
+    sizes of work are measured by.
+    """
+    seen = preprocess(canary_image(1080, 1920), image_spec(bundle.manifest.preprocessing))
+    return Prompts.of(bundle).prefix_ids(seen.rows, seen.cols)
 
 
 class Prompts:

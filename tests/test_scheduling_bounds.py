@@ -12,11 +12,17 @@ from edgejudge.runtime.scheduling import Costs, Edge, Limits, Planner, Task, Tas
 from edgejudge.runtime.scheduling.bounds import (
     critical_path_ms,
     linear_bound_ms,
-    loads_ms,
     placement_bound_ms,
 )
 from edgejudge.runtime.scheduling.exact import optimal_placement_ms, optimum_ms
-from edgejudge.runtime.scheduling.order import RULES, in_turn, justified, list_schedule, ranks
+from edgejudge.runtime.scheduling.order import (
+    RULES,
+    in_turn,
+    justified,
+    list_schedule,
+    loads_ms,
+    ranks,
+)
 from edgejudge.runtime.scheduling.scenarios import invented
 
 DEVICES = ("cpu", "gpu", "npu")

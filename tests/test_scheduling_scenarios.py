@@ -25,6 +25,7 @@ from edgejudge.runtime.scheduling.costs import HEADS
 from edgejudge.runtime.scheduling.exact import MOST_TASKS, optimal_placement_ms
 from edgejudge.runtime.scheduling.graph import joined
 from edgejudge.runtime.scheduling.layers import layer_graph
+from edgejudge.runtime.scheduling.order import loads_ms
 from edgejudge.runtime.scheduling.scenarios import (
     Figures,
     Scenario,
@@ -33,7 +34,7 @@ from edgejudge.runtime.scheduling.scenarios import (
     invented,
     scenarios,
 )
-from edgejudge.runtime.scheduling.simulate import Slow, Timeline, busy_ms
+from edgejudge.runtime.scheduling.simulate import Slow, Timeline
 
 
 @cache
@@ -140,6 +141,11 @@ def _run(factor: float, replanning: bool, jitter: float = 0.0) -> Timeline:
         seed=1,
         replanner=Replanner(planner.costs) if replanning else None,
     )
+
+
+def busy_ms(timeline: Timeline) -> dict[str, float]:
+    runs = timeline.runs
+    return loads_ms([r.device for r in runs], [r.end_ms - r.begin_ms for r in runs])
 
 
 def test_a_device_that_slows_down_is_noticed_and_planned_around() -> None:

@@ -6,7 +6,6 @@ JSON document with --json; --picture draws the timeline. Plans through edgejudge
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,15 +86,14 @@ def _kept(bundle: Any, asked: str) -> Any:
 
 def _draw(plan: Mapping[str, Any], path: Path) -> None:
     """Written whole or not at all."""
+    from edgejudge.bulk.files import replacing
     from edgejudge.errors import InputError
     from edgejudge.timeline_picture import timeline_svg
 
-    part = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        part.write_text(timeline_svg(plan), encoding="utf-8")
-        part.replace(path)
+        with replacing(str(path)) as part:
+            Path(part).write_text(timeline_svg(plan), encoding="utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(
             "picture", f"{path}: the picture cannot be written ({error.strerror})"
         ) from None

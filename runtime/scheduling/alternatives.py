@@ -7,8 +7,9 @@ figure and the reason in a few words. Chooses nothing.
 from dataclasses import dataclass
 from math import isfinite
 
-from edgejudge.runtime.scheduling.bounds import critical_path_ms, loads_ms
+from edgejudge.runtime.scheduling.bounds import critical_path_ms
 from edgejudge.runtime.scheduling.costs import HEADS
+from edgejudge.runtime.scheduling.order import loads_ms
 from edgejudge.runtime.scheduling.planner import Candidate, Placement, Plan, Planner
 
 __all__ = ["Alternative", "alternatives", "short"]

@@ -7,10 +7,11 @@ longer.
 
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
+from math import exp
 
 from edgejudge.runtime.scheduling.order import tails_ms
 
-__all__ = ["critical_path_ms", "linear_bound_ms", "loads_ms", "placement_bound_ms"]
+__all__ = ["critical_path_ms", "linear_bound_ms", "placement_bound_ms"]
 
 _ROUNDS = 200  # of the dual; any number of them gives a bound
 _After = Sequence[Sequence[int]]
@@ -19,14 +20,6 @@ _After = Sequence[Sequence[int]]
 def critical_path_ms(after: _After, ms: Sequence[float]) -> float:
     """The longest chain of tasks that wait for one another."""
     return max(tails_ms(after, ms), default=0.0)
-
-
-def loads_ms(devices: Sequence[str], ms: Sequence[float]) -> dict[str, float]:
-    """What each device has to do."""
-    found = dict.fromkeys(devices, 0.0)
-    for device, own in zip(devices, ms, strict=True):
-        found[device] += own
-    return found
 
 
 def placement_bound_ms(after: _After, devices: Sequence[str], ms: Sequence[float]) -> float:
@@ -90,7 +83,7 @@ def linear_bound_ms(works: Mapping[str, Mapping[str, float]]) -> float:
         if most <= 0:
             break
         step = 1.0 / number**0.5
-        raised = {d: weights[d] * 2.718281828 ** (step * loads[d] / most) for d in devices}
+        raised = {d: weights[d] * exp(step * loads[d] / most) for d in devices}
         total = sum(raised.values())
         weights = {device: weight / total for device, weight in raised.items()}
     return best

@@ -92,6 +92,24 @@ class Costs:
                 return weight.bytes
         return graph.unit_bytes.get(unit, 0)
 
+    def works(self, graph: TaskGraph) -> dict[str, dict[str, float]]:
+        """Milliseconds of all of a unit's tasks on each device that can do it."""
+        found: dict[str, dict[str, float]] = {}
+        for unit in graph.units:
+            own = [task for task in graph.tasks if task.unit == unit]
+            found[unit] = {
+                device: sum(self.ms(unit, device, task.tokens, task.past) for task in own)
+                for device in self.devices_for(unit)
+            }
+        return found
+
+    def quickest_ms(self, graph: TaskGraph) -> list[float]:
+        """Of each task, where it takes least."""
+        return [
+            min(self.ms(t.unit, d, t.tokens, t.past) for d in self.devices_for(t.unit))
+            for t in graph.tasks
+        ]
+
     def placed(self, graph: TaskGraph, placement: Mapping[str, str]) -> Placed:
         devices = tuple(placement[task.unit] for task in graph.tasks)
         moving = tuple(self._taken(task, devices, devices[i]) for i, task in enumerate(graph.tasks))

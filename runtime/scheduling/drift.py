@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from edgejudge.runtime.scheduling.costs import Costs
 from edgejudge.runtime.scheduling.dispatch import Dispatcher
-from edgejudge.runtime.scheduling.order import list_schedule, ranks
+from edgejudge.runtime.scheduling.order import list_schedule, makespan_ms, ranks
 
 __all__ = ["Replanner"]
 
@@ -117,8 +117,7 @@ class _Rest:
         if key not in self._known:
             devices, ms = self._placed(placement)
             begins = list_schedule(self.after, devices, ms, ranks("path", self.after, devices, ms))
-            ends = (begin + own for begin, own in zip(begins, ms, strict=True))
-            self._known[key] = max(ends, default=0.0)
+            self._known[key] = makespan_ms(begins, ms)
         return self._known[key]
 
     def apply(self, placement: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from itertools import product
 from edgejudge.runtime.scheduling.bounds import placement_bound_ms
 from edgejudge.runtime.scheduling.costs import Costs
 from edgejudge.runtime.scheduling.graph import TaskGraph
-from edgejudge.runtime.scheduling.order import list_schedule, tails_ms
+from edgejudge.runtime.scheduling.order import list_schedule, makespan_ms, tails_ms
 
 __all__ = ["MOST_TASKS", "optimal_placement_ms", "optimum_ms"]
 
@@ -33,7 +33,7 @@ def optimum_ms(
         return below
     tails = tails_ms(after, ms)
     begins = list_schedule(after, devices, ms, [-tail for tail in tails])
-    best = min(below, max((b + own for b, own in zip(begins, ms, strict=True)), default=0.0))
+    best = min(below, makespan_ms(begins, ms))
     ends: list[float | None] = [None] * count
     free = dict.fromkeys(devices, 0.0)
 

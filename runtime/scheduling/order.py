@@ -7,7 +7,16 @@ the lowest first. Knows no limits on memory: a dispatcher keeps those, whatever 
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
-__all__ = ["RULES", "in_turn", "justified", "list_schedule", "ranks", "tails_ms"]
+__all__ = [
+    "RULES",
+    "in_turn",
+    "justified",
+    "list_schedule",
+    "loads_ms",
+    "makespan_ms",
+    "ranks",
+    "tails_ms",
+]
 
 RULES = ("path", "feed", "first")
 _After = Sequence[Sequence[int]]
@@ -23,9 +32,7 @@ def ranks(rule: str, after: _After, devices: Sequence[str], ms: Sequence[float])
     tails = tails_ms(after, ms)
     if rule == "path":
         return [-tail for tail in tails]
-    loads = dict.fromkeys(devices, 0.0)
-    for device, own in zip(devices, ms, strict=True):
-        loads[device] += own
+    loads = loads_ms(devices, ms)
     most = max(loads, key=lambda device: loads[device])
     leads = [float("inf")] * count
     for i in range(count - 1, -1, -1):
@@ -37,6 +44,19 @@ def ranks(rule: str, after: _After, devices: Sequence[str], ms: Sequence[float])
     for rank, (_, _, i) in enumerate(sorted(keys)):
         found[i] = float(rank)
     return found
+
+
+def loads_ms(devices: Sequence[str], ms: Sequence[float]) -> dict[str, float]:
+    """What each device has to do."""
+    found = dict.fromkeys(devices, 0.0)
+    for device, own in zip(devices, ms, strict=True):
+        found[device] += own
+    return found
+
+
+def makespan_ms(begins_ms: Sequence[float], ms: Sequence[float]) -> float:
+    """When the last of tasks with these begins has ended."""
+    return max((begin + own for begin, own in zip(begins_ms, ms, strict=True)), default=0.0)
 
 
 def tails_ms(after: _After, ms: Sequence[float]) -> list[float]:

@@ -17,12 +17,12 @@ from math import isfinite, prod
 from edgejudge.runtime.scheduling.bounds import (
     critical_path_ms,
     linear_bound_ms,
-    loads_ms,
     placement_bound_ms,
 )
 from edgejudge.runtime.scheduling.costs import Costs, Placed
 from edgejudge.runtime.scheduling.graph import TaskGraph, joined
 from edgejudge.runtime.scheduling.limits import Limits, waits_for
+from edgejudge.runtime.scheduling.order import loads_ms
 from edgejudge.runtime.scheduling.profile import ProfileError
 from edgejudge.runtime.scheduling.schedule import Schedule, scheduled
 from edgejudge.runtime.scheduling.simulate import energy_mj
@@ -96,13 +96,7 @@ class Planner:
         self._target = joined([self.graph] * -(-_STEADY // requests)) if many else self.graph
         self._options = {unit: self.costs.devices_for(unit) for unit in self.graph.units}
         self._after = waits_for(self._target, self._limits)
-        self._works = {}
-        for unit, devices in self._options.items():
-            own = [task for task in self._target.tasks if task.unit == unit]
-            self._works[unit] = {
-                d: sum(self.costs.ms(unit, d, task.tokens, task.past) for task in own)
-                for d in devices
-            }
+        self._works = self.costs.works(self._target)
 
     def plan(self) -> Plan:
         sizes = [len(devices) for devices in self._options.values()]
@@ -142,10 +136,10 @@ class Planner:
             tuple(self.costs.notes),
         )
 
-    def candidate(self, placement: Placement) -> Candidate:
-        """One placement, scheduled; memory is not looked at."""
+    def candidate(self, placement: Placement, quick: bool = True) -> Candidate:
+        """One placement, scheduled by one rule or by all; memory is not looked at."""
         placed = self.costs.placed(self._target, placement)
-        schedule = scheduled(self._target, placed, self._limits, quick=True)
+        schedule = scheduled(self._target, placed, self._limits, quick)
         return Candidate(placement, self._value(placed, schedule.makespan_ms), schedule)
 
     def fits(self, placement: Mapping[str, str]) -> bool:
@@ -214,11 +208,8 @@ class Planner:
                 near = [self._tried(p, seen) for p in self._near(here.placement, here.value)]
                 better = [c for c in near if c is not None and c.value * _SAME < here.value]
                 here = min(better, key=lambda c: c.value, default=None)
-        chain = [
-            min(self.costs.ms(t.unit, d, t.tokens, t.past) for d in self._options[t.unit])
-            for t in self._target.tasks
-        ]
-        least = max(linear_bound_ms(self._works), critical_path_ms(self._after, chain))
+        chain = critical_path_ms(self._after, self.costs.quickest_ms(self._target))
+        least = max(linear_bound_ms(self._works), chain)
         return self._least_value(least)
 
     def _tried(
@@ -296,11 +287,7 @@ class Planner:
         best: Candidate | None = None
         few = max(1, min(4, _MOST_RUN // (25 * len(self._target.tasks))))
         for candidate in [c for c in found if c.schedule is not None][:few]:
-            placed = self.costs.placed(self._target, candidate.placement)
-            schedule = scheduled(self._target, placed, self._limits)
-            own = Candidate(
-                candidate.placement, self._value(placed, schedule.makespan_ms), schedule
-            )
+            own = self.candidate(candidate.placement, quick=False)
             if best is None or own.value * _SAME < best.value:
                 best = own
             if best.value <= bound * _SAME:

@@ -24,7 +24,7 @@ from edgejudge.runtime.scheduling.costs import HEADS, Costs
 from edgejudge.runtime.scheduling.graph import TaskGraph
 from edgejudge.runtime.scheduling.layers import layer_graph
 from edgejudge.runtime.scheduling.limits import Limits
-from edgejudge.runtime.scheduling.order import in_turn
+from edgejudge.runtime.scheduling.order import in_turn, makespan_ms
 from edgejudge.runtime.scheduling.planner import Plan, Planner
 from edgejudge.runtime.scheduling.profile import DeviceRecord, Link, Profile, Row
 from edgejudge.runtime.scheduling.schedule import scheduled
@@ -209,15 +209,7 @@ def figures(scenario: Scenario) -> Figures:
     plan = planner.plan()
     graph, costs = scenario.graph, planner.costs
     after = graph.after()
-    works: dict[str, dict[str, float]] = {}
-    for task in graph.tasks:
-        own = works.setdefault(task.unit, {})
-        for device in costs.devices_for(task.unit):
-            ms = costs.ms(task.unit, device, task.tokens, task.past)
-            own[device] = own.get(device, 0.0) + ms
-    quickest = [
-        min(costs.ms(t.unit, d, t.tokens, t.past) for d in works[t.unit]) for t in graph.tasks
-    ]
+    works = costs.works(graph)
     placed = costs.placed(graph, plan.placement)
     turns = in_turn(after, placed.devices, placed.ms)
     alone = []
@@ -228,10 +220,10 @@ def figures(scenario: Scenario) -> Figures:
             alone.append(sum(costs.placed(graph, where).ms))
     return Figures(
         plan,
-        max(linear_bound_ms(works), critical_path_ms(after, quickest)),
+        max(linear_bound_ms(works), critical_path_ms(after, costs.quickest_ms(graph))),
         plan.bound,
         sum(placed.ms),
-        max(begin + ms for begin, ms in zip(turns, placed.ms, strict=True)),
+        makespan_ms(turns, placed.ms),
         min(alone, default=None),
     )
 
@@ -245,7 +237,7 @@ def ablation(tokens: int = 512) -> list[tuple[str, float, float | None]]:
     costs = Costs(_layer_profile({"npu": (1.0, 60.0), "cpu": (_CPU, 1.0)}, (0.05, 0.05)))
     exact = costs.placed(graph, where)
     turns = in_turn(graph.after(), exact.devices, exact.ms)
-    naive = max(begin + ms for begin, ms in zip(turns, exact.ms, strict=True))
+    naive = makespan_ms(turns, exact.ms)
     best = scheduled(graph, exact)
     grouped = sum(
         ms * (_GROUPS if task.unit == "linear" else 1.0)

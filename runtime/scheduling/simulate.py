@@ -16,7 +16,7 @@ from edgejudge.runtime.scheduling.drift import Replanner
 from edgejudge.runtime.scheduling.graph import TaskGraph
 from edgejudge.runtime.scheduling.limits import Limits
 
-__all__ = ["Event", "Ran", "Slow", "Timeline", "busy_ms", "energy_mj", "simulate"]
+__all__ = ["Event", "Ran", "Slow", "Timeline", "energy_mj", "simulate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +115,6 @@ def _factor(slow: Sequence[Slow], device: str, now: float) -> float:
         if one.device == device and now >= one.at_ms:
             factor = one.factor
     return factor
-
-
-def busy_ms(timeline: Timeline) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for run in timeline.runs:
-        found[run.device] = found.get(run.device, 0.0) + run.end_ms - run.begin_ms
-    return found
 
 
 def energy_mj(

@@ -10,14 +10,13 @@ from typing import Self
 
 from edgejudge.bundle import Bundle
 from edgejudge.errors import InputError
-from edgejudge.models.image import canary_image, image_spec, preprocess
-from edgejudge.models.prompt import Prompts
+from edgejudge.models.prompt import screen_ids
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.scheduling.graph import Edge, Task, TaskGraph, joined
 from edgejudge.runtime.settings import Settings
 from edgejudge.runtime.tree import even_parts
 
-__all__ = ["KINDS", "Sizes", "Workload", "read_workload"]
+__all__ = ["KINDS", "Sizes", "Workload", "read_workload", "view_tokens"]
 
 _MOST = 1 << 16  # of any number in a workload
 _MOST_TASKS = 20_000
@@ -26,8 +25,8 @@ _VIEW_TOKENS = 256  # of a picture whose own grid decides: 448 pixels square in 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What of a bundle makes tasks long and edges heavy. `crops` views of a picture give
-    `view_tokens` each; `kv_bytes` are those of a token in one layer.
+    """What of a bundle makes tasks long and edges heavy. A view of a picture gives `view_tokens`;
+    `kv_bytes` are those of a token in one layer.
     """
 
     layers: tuple[int, ...]  # of each part
@@ -36,13 +35,11 @@ class Sizes:
     hidden: int
     kv_bytes: int
     view_tokens: int
-    crops: int = 1
     chunk: int = 128
     pack_tokens: int = 512
 
     @classmethod
     def of(cls, bundle: Bundle, settings: Settings) -> Self:
-        """`crops` are those of a picture that fills a screen."""
         manifest = bundle.manifest
         spec = ModelSpec.from_json(manifest.spec)
         kv = bundle.graph("cpu", "decoder", 0).kv
@@ -66,8 +63,7 @@ class Sizes:
             sum(sizes.get(name, 0) for name in vision - shared),
             spec.text.hidden,
             2 * spec.text.kv_heads * spec.text.head_dim * wide,
-            view_tokens := spec.visual_tokens or _VIEW_TOKENS,
-            _crops(bundle, view_tokens),
+            view_tokens(spec),
             chunk=settings.chunk,
             pack_tokens=settings.pack_tokens,
         )
@@ -83,15 +79,20 @@ class Workload:
     def __str__(self) -> str:
         return f"{self.kind}:" + ",".join(f"{name}={n}" for name, n in self.counts.items())
 
-    def sized(self, sizes: Sizes) -> "Workload":
-        """With the bundle's own number of crops where none was asked for."""
+    def on(self, bundle: Bundle) -> "Workload":
+        """With the crops that a picture which fills a screen has there, where nothing is said."""
         if self.counts.get("crops") != 0:
             return self
-        return Workload(self.kind, self.counts | {"crops": sizes.crops})
+        visual = screen_ids(bundle).count(bundle.manifest.tokens.image)
+        view = view_tokens(ModelSpec.from_json(bundle.manifest.spec))
+        return Workload(self.kind, self.counts | {"crops": max(1, round(visual / view))})
 
     def graph(self, sizes: Sizes) -> TaskGraph:
+        """Raises ValueError where crops were left to a bundle and none was asked."""
+        if self.counts.get("crops") == 0:
+            raise ValueError(f"{self}: how many crops is up to a bundle; take the workload on one")
         make, _ = KINDS[self.kind]
-        return make(sizes, self.sized(sizes).counts)
+        return make(sizes, self.counts)
 
 
 def read_workload(text: str) -> Workload:
@@ -218,11 +219,9 @@ def _decode(sizes: Sizes, counts: dict[str, int]) -> TaskGraph:
     return request.times(counts["requests"])
 
 
-def _crops(bundle: Bundle, view_tokens: int) -> int:
-    manifest = bundle.manifest
-    seen = preprocess(canary_image(1080, 1920), image_spec(manifest.preprocessing))
-    ids = Prompts.of(bundle).prefix_ids(seen.rows, seen.cols)
-    return max(1, round(list(ids).count(manifest.tokens.image) / view_tokens))
+def view_tokens(spec: ModelSpec) -> int:
+    """Visual tokens of what counts as one view."""
+    return spec.visual_tokens or _VIEW_TOKENS
 
 
 def _few(tasks: int) -> None:
