@@ -158,6 +158,18 @@ def test_what_is_no_results_file_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path / "none" / "rows.jsonl", IDENTITY)
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_a_database_killed_while_it_was_made_has_no_rows(tmp_path: Path, log: bool) -> None:
+    file = tmp_path / "rows.sqlite"
+    with closing(sqlite3.connect(file)) as database:
+        if log:  # its head is written, its tables are not
+            database.execute("PRAGMA journal_mode = WAL")
+    assert list(read_rows(file)) == []
+    with open_store(file, IDENTITY) as store:
+        store.put(small_row("a.png"))
+    assert [row["path"] for row in read_rows(file)] == ["a.png"]
+
+
 def test_a_damaged_database_is_told(tmp_path: Path) -> None:
     file = tmp_path / "rows.sqlite"
     with open_store(file, IDENTITY) as store:

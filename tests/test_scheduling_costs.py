@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgejudge.bundle import Bundle
@@ -65,6 +65,11 @@ def test_a_padded_device_runs_whole_shapes(tokens: int, ms: float) -> None:
     assert Costs(profile(padded=True)).ms("decoder.0", "npu", tokens, 0) == ms
 
 
+def test_a_padded_device_goes_on_with_the_shapes_of_its_longest_past() -> None:
+    costs = Costs(profile(padded=True))  # at 512 there is no shape of 1
+    assert costs.ms("decoder.0", "cpu", 1, 1024) == costs.ms("decoder.0", "cpu", 128, 1024) == 30.0
+
+
 def test_what_is_extrapolated_is_said() -> None:
     costs = Costs(profile())
     costs.ms("decoder.0", "cpu", 150, 700)
@@ -79,6 +84,7 @@ def test_what_is_extrapolated_is_said() -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@example(1, 513, "cpu", True)
 @given(st.integers(1, 4096), st.integers(0, 4096), st.sampled_from(["cpu", "npu"]), st.booleans())
 def test_costs_are_never_below_the_smallest_shape(
     tokens: int, past: int, device: str, padded: bool

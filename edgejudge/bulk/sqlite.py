@@ -135,6 +135,8 @@ def rows_of(file: str) -> Iterator[dict[str, Any]]:
     if not os.path.exists(file):
         raise InputError("out", f"{file} cannot be read: there is no such file")
     with telling(file), closing(sqlite3.connect(file, timeout=_WAIT_S)) as database:
+        if _is_empty(database):  # a kill while it was made; a screening goes on from there
+            return
         _identity(database, file)
         for (text,) in database.execute("SELECT row FROM verdicts ORDER BY rowid"):
             yield json.loads(text)

@@ -129,6 +129,8 @@ class Costs:
         padded = self.profile.device(device).padded
         pasts = list(by_past)
         curves = [by_past[known] for known in pasts]
+        if padded and past > pasts[-1]:
+            tokens = _run(curves[-1], tokens)  # so that one shape's times make the line on
         widest = max(curves, key=lambda curve: curve[0][-1] - curve[0][0])
         times = [
             _padded(curve, tokens) if padded else _scaled(curve, widest, tokens) for curve in curves
@@ -154,12 +156,17 @@ class Costs:
         ] = None
 
 
-def _padded(curve: _Curve, tokens: int) -> float:
-    """Runs of the largest shape, and one of the smallest that holds the rest."""
-    shapes, times = curve
+def _run(curve: _Curve, tokens: int) -> int:
+    """Tokens that a padded device runs: of the largest shape, then of the smallest for the rest."""
+    shapes = curve[0]
     whole, rest = divmod(tokens, shapes[-1])
-    total = whole * times[-1]
-    return total + (times[bisect_left(shapes, rest)] if rest else 0.0)
+    return whole * shapes[-1] + (shapes[bisect_left(shapes, rest)] if rest else 0)
+
+
+def _padded(curve: _Curve, tokens: int) -> float:
+    shapes, times = curve
+    whole, rest = divmod(_run(curve, tokens), shapes[-1])
+    return whole * times[-1] + (times[shapes.index(rest)] if rest else 0.0)
 
 
 def _scaled(curve: _Curve, widest: _Curve, tokens: int) -> float:
