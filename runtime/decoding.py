@@ -22,11 +22,12 @@ __all__ = ["PassFeeds", "check_positions", "run_layers"]
 
 @dataclass(frozen=True, slots=True)
 class PassFeeds:
-    """What every layer of a pass takes beside hidden states: S tokens behind `cursor` rows of the
-    cache, at rope positions [S] or [3, S], under `bias` [1, 1, S, cursor + S]; `rows` [R] are those
+    """What every layer of a pass takes beside hidden states: S tokens behind `begin` rows of the
+    cache, at rope positions [S] or [3, S], under `bias` [1, 1, S, begin + S]; `rows` [R] are those
     whose hidden states the last layer gives.
     """
 
+    begin: int
     feeds: dict[str, NDArray[Any]]
     rows: NDArray[np.int64]
 
@@ -34,12 +35,12 @@ class PassFeeds:
     def of(
         cls,
         text: TextSpec,
-        cursor: int,
+        begin: int,
         positions: NDArray[np.int64],
         bias: NDArray[np.float32],
         rows: NDArray[np.int64],
     ) -> "PassFeeds":
-        total = cursor + positions.shape[-1]
+        total = begin + positions.shape[-1]
         cos, sin = rotation(positions, text.rope_theta, text.head_dim, text.rope_sections)
         feeds: dict[str, NDArray[Any]] = {
             "rope_cos": cos,
@@ -49,7 +50,7 @@ class PassFeeds:
             "total_sequence_length": np.array(total, np.int32),
         }
         # No kernel is made for no row at all; the first one does no harm.
-        return cls(feeds, rows if len(rows) else np.zeros(1, np.int64))
+        return cls(begin, feeds, rows if len(rows) else np.zeros(1, np.int64))
 
 
 def run_layers(
@@ -62,8 +63,8 @@ def run_layers(
 ) -> NDArray[np.float32]:
     """hidden [1, S, D] through the part's layers; [1, R, D] where the last layer is among them.
 
-    The cache's first layer is the model's layer `first`. Its rows behind the cursor are written,
-    the cursor stays.
+    The cache's first layer is the model's layer `first`. Its rows behind those of `given` are
+    written, whatever its cursor, which stays.
     """
     feeds = {"hidden": hidden, **given.feeds}
     if any(tensor.name == "rows" for tensor in session.graph.inputs):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgejudge.bundle import Bundle
 from edgejudge.errors import ProviderError
 
-__all__ = ["Embeddings"]
+__all__ = ["Embeddings", "check_visual"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,7 @@ class Embeddings:
         hidden = np.asarray(self._table[ids], np.float32)
         places = np.flatnonzero(ids == self._image)
         given = 0 if visual is None else len(visual)
-        if len(places) != given:
-            raise ProviderError(
-                f"the vision graph gave {given} visual tokens for {len(places)} places in the "
-                "prompt; check the bundle with `edgejudge screen --verify`, or export it again"
-            )
+        check_visual(given, len(places))
         if visual is not None:
             # A cache of bytes would make numbers of what is none.
             if not np.isfinite(visual).all():
@@ -51,3 +47,14 @@ class Embeddings:
                 )
             hidden[places] = visual
         return hidden
+
+
+def check_visual(given: int, places: int) -> None:
+    """Raises ProviderError where the vision graph's tokens are not as many as the prompt has
+    places for.
+    """
+    if given != places:
+        raise ProviderError(
+            f"the vision graph gave {given} visual tokens for {places} places in the prompt; "
+            "check the bundle with `edgejudge screen --verify`, or export it again"
+        )

@@ -7,32 +7,30 @@ token. Sessions open when first needed. Does not know policies, thresholds or te
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgejudge.bundle import Bundle, PartRecord
+from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, InputError
 from edgejudge.models.fitting import check_fit
 from edgejudge.models.spec import ModelSpec
-from edgejudge.runtime.decoding import PassFeeds, check_positions, run_layers
-from edgejudge.runtime.embeddings import Embeddings
+from edgejudge.runtime.decoding import PassFeeds, check_positions
+from edgejudge.runtime.embeddings import Embeddings, check_visual
 from edgejudge.runtime.fleet import Fleet
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.labels import rule_texts, yes_probabilities
 from edgejudge.runtime.overflow import check_overflow
-from edgejudge.runtime.session import CPU, Session, default_threads, open_session
+from edgejudge.runtime.session import default_threads
 from edgejudge.runtime.settings import Settings, kept_settings
+from edgejudge.runtime.stages import DecoderPass, Stages, Views
 from edgejudge.runtime.trace import Trace
-from edgejudge.runtime.tree import causal, even_parts, plan_passes
-from edgejudge.runtime.views import in_groups
+from edgejudge.runtime.tree import Pass, causal, even_parts, plan_passes
 
 __all__ = ["Engine", "Prefix"]
 
 _TARGET = "cpu"
-_PATCHES = 1536  # of a pass through the vision tower, where views do not meet one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +60,14 @@ class Engine:
     chunk: int
     pack_tokens: int
     trace: Trace  # of the request that has the engine; another may be put in its place
+    stages: Stages
     _cache: KvCache
     _embeddings: Embeddings
     _serial: int = 0
     _held: list[Prefix] = field(default_factory=list)
-    _sessions: dict[tuple[str, int | None], Session] = field(default_factory=dict)
-    _opening: Lock = field(default_factory=Lock)
-    interrupt: Callable[[], None] | None = None  # called before each pass, which it may prevent
+    # Called before each pass, which it may prevent, in whatever thread.
+    interrupt: Callable[[], None] | None = None
     release_vision: bool = False  # after each picture, where memory is dearer than loading it again
-    # Stage, or part of it -> provider that ran it last, of stages used.
-    placement: dict[str, str] = field(default_factory=dict)
-    fleet: Fleet = field(default_factory=Fleet)  # of devices beside the processor
 
     @classmethod
     def open(
@@ -94,7 +89,22 @@ class Engine:
         count = chosen.threads if threads is None else threads
         check_overflow(bundle, _TARGET, count)
         sizes = (count, chosen.chunk, chosen.pack_tokens)
-        return cls(bundle, spec, *sizes, Trace(), cache, Embeddings.of(bundle))
+        stages = Stages(bundle, spec, count)
+        return cls(bundle, spec, *sizes, Trace(), stages, cache, Embeddings.of(bundle))
+
+    @property
+    def fleet(self) -> Fleet:
+        """Devices beside the processor."""
+        return self.stages.fleet
+
+    @fleet.setter
+    def fleet(self, fleet: Fleet) -> None:
+        self.stages.fleet = fleet
+
+    @property
+    def placement(self) -> dict[str, str]:
+        """Stage, or part of it -> provider that ran it last, of stages used."""
+        return self.stages.placement
 
     def new_trace(self) -> Trace:
         """For a request, to be put in place of `trace` while the request has the engine."""
@@ -103,12 +113,17 @@ class Engine:
     @property
     def held_stages(self) -> set[str]:
         """Those whose graphs are in memory."""
-        return {stage for stage, _ in self._sessions}
+        return {stage for stage, _ in self.stages.sessions}
 
     def release(self, stage: str | None = None) -> None:
         """Frees the sessions of a stage, or of all; they are opened again when they are needed."""
-        with self._opening:  # `encode_image` may be at work on a thread of its own
-            self._sessions = {k: v for k, v in self._sessions.items() if stage and k[0] != stage}
+        self.stages.release(stage)
+
+    def views(self, feeds: Mapping[str, NDArray[Any]]) -> Views:
+        """The vision graph's inputs, to be encoded while `prefill` puts the first of them behind a
+        prefix.
+        """
+        return self.stages.views(feeds)
 
     def encode_image(
         self, feeds: Mapping[str, NDArray[Any]], trace: Trace | None = None
@@ -116,33 +131,23 @@ class Engine:
         """The vision graph's inputs -> visual tokens [N, D]; timed in `trace`, where the engine is
         at work on another picture.
         """
-        spans = trace or self.trace
-        done = self.fleet.attempt("vision", None, spans, lambda a: a.encode(feeds, _PATCHES, spans))
-        if done is not None:
-            self._ran("vision", done[1].device.name, spans)
-            return done[0]
-        session = self._session("vision", trace=trace)
-        self._ran("vision", session.provider, spans)
-        groups = []
-        for some in in_groups(session.graph, feeds, self.spec, _PATCHES):
-            with spans.span("vision", "cpu"):
-                (tokens,) = session.run(some)
-            groups.append(np.asarray(tokens.reshape(-1, self.spec.text.hidden), np.float32))
+        views = self.stages.views(feeds)
+        self.stages.run(trace or self.trace, self._cache, (), views=views)
         if self.release_vision:
-            del session
             self.release("vision")
-        return np.ascontiguousarray(np.concatenate(groups))
+        return views.tokens(0, sum(views.sizes))
 
     def prefill(
         self,
         ids: Sequence[int],
-        visual: NDArray[np.float32] | None = None,
+        visual: NDArray[np.float32] | Views | None = None,
         positions: NDArray[np.int64] | None = None,
         after: Prefix | None = None,
     ) -> Prefix:
         """Puts tokens into the cache behind the prefix `after`, or in place of everything.
 
-        `visual` [N, D] fills its N image tokens, in order. `positions` [S] or [3, S] are the rope
+        `visual` [N, D] fills its N image tokens, in order; of `views` each is encoded before the
+        first pass that needs it. `positions` [S] or [3, S] are the rope
         positions; None counts up from where `after` ends.
         """
         prefix, _ = self.append(ids, visual, positions, after)
@@ -151,7 +156,7 @@ class Engine:
     def append(
         self,
         ids: Sequence[int],
-        visual: NDArray[np.float32] | None = None,
+        visual: NDArray[np.float32] | Views | None = None,
         positions: NDArray[np.int64] | None = None,
         after: Prefix | None = None,
     ) -> tuple[Prefix, NDArray[np.float32]]:
@@ -163,7 +168,7 @@ class Engine:
         loaded with the first one.
         """
         placed = any(stage == "writer" for stage, _ in self.fleet.routes)
-        stage = "writer" if placed else self._own("writer")
+        stage = "writer" if placed else self.stages.own("writer")
         return self._extend(stage, "write", [token], None, None, after)
 
     def _extend(
@@ -171,23 +176,35 @@ class Engine:
         stage: str,
         span: str,
         ids: Sequence[int],
-        visual: NDArray[np.float32] | None,
+        visual: NDArray[np.float32] | Views | None,
         positions: NDArray[np.int64] | None,
         after: Prefix | None,
     ) -> tuple[Prefix, NDArray[np.float32]]:
-        self._load_decoder(stage)
         begin, position = self._rewind(after)
         if positions is None:
             positions = position + np.arange(len(ids), dtype=np.int64)
-        self._check_fit(len(ids), int(positions.max(initial=0)))
+        end = int(positions.max(initial=0))
+        check_positions(self.spec.text, end)
+        self._cache.reserve(len(ids))
+        views = visual if isinstance(visual, Views) else None
+        if isinstance(visual, Views):
+            given = sum(visual.sizes)
+        else:
+            given = 0 if visual is None else len(visual)
+        check_visual(given, list(ids).count(self.bundle.manifest.tokens.image))
+        prompt = _Prompt(self, np.asarray(ids, np.int64), visual, positions, begin)
+        passes = [prompt.one(part) for part in even_parts(len(ids), self.chunk)]
         with self.trace.span(span, tokens=len(ids)):
-            hidden = self._embeddings.rows(np.asarray(ids, np.int64), visual)
-            for part in even_parts(len(ids), self.chunk):
-                some = hidden[part]
-                bias, last = causal(len(some), self._cache.cursor), np.array([len(some) - 1])
-                flow = self._decode(some, positions[..., part], bias, last, stage)
-                self._cache.advance(len(some))
-        return self._hold(begin + len(ids), int(positions.max()) + 1), flow[-1]
+            self._run(passes, stage, views)
+        if views is not None and self.release_vision:
+            self.release("vision")
+        self._cache.advance(len(ids))
+        out = passes[-1].out
+        assert out is not None
+        return self._hold(begin + len(ids), end + 1), out[-1]
+
+    def _run(self, passes: Sequence[DecoderPass], stage: str, views: Views | None = None) -> None:
+        self.stages.run(self.trace, self._cache, passes, stage, views, self.interrupt)
 
     def holds(self, prefix: Prefix) -> bool:
         """Whether the prefix still lies in the cache."""
@@ -252,9 +269,7 @@ class Engine:
         without an encoder.
         """
         rules = rule_texts(self.bundle)  # before a graph that is not there is opened
-        session = self._session("relevance")
-        with self.trace.span("relevance", "cpu"):
-            (vectors,) = session.run({"pixel_values": pixel_values})
+        vectors = self.stages.alone("relevance", "pixel_values", pixel_values, self.trace)
         cosines: NDArray[np.float32] = rules @ vectors[0]
         return cosines
 
@@ -270,11 +285,7 @@ class Engine:
         return self._logits("verdict_head", hidden)
 
     def _logits(self, stage: str, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        head = self._session(stage)
-        self._ran(stage, head.provider, self.trace)
-        with self.trace.span(stage, "cpu", rows=len(hidden)):
-            (logits,) = head.run({"hidden": hidden})
-        return np.ascontiguousarray(logits, np.float32)
+        return self.stages.alone(stage, "hidden", hidden, self.trace)
 
     def _must_hold(self, prefix: Prefix) -> None:
         if not self.holds(prefix):
@@ -303,98 +314,64 @@ class Engine:
         self, branches: Sequence[Sequence[int]], position: int, packed: bool
     ) -> NDArray[np.float32]:
         """Over what lies before the cursor, which stays where it is."""
-        self._load_decoder()
         start = self._cache.cursor
         ends = np.zeros((len(branches), self.spec.text.hidden), np.float32)
         trees = [(branches, np.arange(len(branches)))]
         if not packed:
             trees = [([branch], np.array([i])) for i, branch in enumerate(branches)]
-        try:
-            for some, places in trees:
-                passes = plan_passes(some, start, position, self.pack_tokens)
-                tokens = sum(len(step.ids) for step in passes)
-                with self.trace.span("score", branches=len(some), tokens=tokens):
-                    for step in passes:
-                        self._cache.rewind(start + step.kept)
-                        hidden = self._embeddings.rows(step.ids)
-                        flow = self._decode(hidden, step.positions, step.bias, step.ends)
-                        self._cache.advance(len(step.ids))
-                        ends[places[step.members]] = flow[: len(step.members)]
-        finally:
-            self._cache.rewind(start)
+        for some, places in trees:
+            plans = plan_passes(some, start, position, self.pack_tokens)
+            if not plans:
+                continue
+            for plan in plans:
+                check_positions(self.spec.text, int(plan.positions.max()))
+            self._cache.reserve(max(plan.kept + len(plan.ids) for plan in plans))
+            passes = [self._branches(plan, start) for plan in plans]
+            tokens = sum(one.tokens for one in passes)
+            with self.trace.span("score", branches=len(some), tokens=tokens):
+                self._run(passes, "decoder")
+            for plan, one in zip(plans, passes, strict=True):
+                assert one.out is not None
+                ends[places[plan.members]] = one.out[: len(plan.members)]
         return ends
 
-    def _decode(
-        self,
-        hidden: NDArray[np.float32],
-        positions: NDArray[np.int64],
-        bias: NDArray[np.float32],
-        rows: NDArray[np.int64],
-        stage: str = "decoder",
-    ) -> NDArray[np.float32]:
-        """Runs all parts over S tokens after the cursor, writing their KV; the cursor stays.
+    def _branches(self, plan: Pass, start: int) -> DecoderPass:
+        begin = start + plan.kept
 
-        hidden [S, D], positions [S] or [3, S]; gives the hidden states [R, D] of `rows`.
-        """
-        if self.interrupt is not None:
-            self.interrupt()
-        cache, tokens = self._cache, len(hidden)
-        self._check_fit(tokens, int(positions.max()))
-        given = PassFeeds.of(self.spec.text, cache.cursor, positions, bias, rows)
-        flow = np.ascontiguousarray(hidden[None])  # [1, S, D]
-        for part in self.bundle.manifest.parts:
-            flow = self._part(stage, part, flow, given, tokens)
-        out: NDArray[np.float32] = flow[0]
-        return out
+        def made() -> tuple[NDArray[np.float32], PassFeeds]:
+            hidden = self._embeddings.rows(plan.ids)
+            given = (begin, plan.positions, plan.bias, plan.ends)
+            return hidden, PassFeeds.of(self.spec.text, *given)
 
-    def _part(
-        self,
-        stage: str,
-        part: PartRecord,
-        flow: NDArray[np.float32],
-        given: PassFeeds,
-        tokens: int,
-    ) -> NDArray[np.float32]:
-        """hidden [1, S, D] through one part, on its device or on the processor."""
-        cache, trace, index = self._cache, self.trace, part.index
-        done = self.fleet.attempt(
-            stage, index, trace, lambda a: a.layers(part, flow, given, cache, stage, trace)
-        )
-        name = stage
-        if len(self.bundle.manifest.parts) > 1 and self.fleet.routes:
-            name = f"{stage}.{index}"
-        if done is not None:
-            self._ran(name, done[1].device.name, trace)
-            last = part.last_layer == self.spec.text.layers - 1
-            return done[0][:, given.rows] if last else done[0]
-        session = self._session(self._own(stage), index)
-        self._ran(name, session.provider, trace)
-        with trace.span(stage, "cpu", part=index, tokens=tokens):
-            return run_layers(session, part, flow, given, cache)
+        return DecoderPass(begin, len(plan.ids), made)
 
-    def _ran(self, name: str, where: str, trace: Trace) -> None:
-        self.placement[name] = trace.ran[name] = where
 
-    def _check_fit(self, tokens: int, last: int) -> None:
-        """Room for the tokens, of which the last stands at position `last`."""
-        check_positions(self.spec.text, last)
-        self._cache.reserve(tokens)
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """Tokens in the cache from row `begin` on, taken apart into passes."""
 
-    def _load_decoder(self, stage: str = "decoder") -> None:
-        """Opens the processor's parts before their first use is timed."""
-        for part in self.bundle.manifest.parts:
-            if (stage, part.index) not in self.fleet.routes:
-                self._session(self._own(stage), part.index)
+    engine: Engine
+    ids: NDArray[np.int64]
+    visual: NDArray[np.float32] | Views | None
+    positions: NDArray[np.int64]  # [S] or [3, S]
+    begin: int
 
-    def _own(self, stage: str) -> str:
-        """The stage of the processor's graphs, which are the decoder's where none are for text."""
-        return stage if self.bundle.has(_TARGET, stage) else "decoder"
+    def one(self, part: slice) -> DecoderPass:
+        begin, count = self.begin + part.start, part.stop - part.start
+        image = self.engine.bundle.manifest.tokens.image
+        first = int((self.ids[: part.start] == image).sum())
+        last = first + int((self.ids[part] == image).sum())
 
-    def _session(self, stage: str, part: int | None = None, trace: Trace | None = None) -> Session:
-        key = (stage, part)
-        with self._opening:
-            if key not in self._sessions:
-                with (trace or self.trace).span("load", "cpu"):
-                    graph = self.bundle.graph(_TARGET, stage, part)
-                    self._sessions[key] = open_session(self.bundle, graph, CPU, self.threads)
-            return self._sessions[key]
+        def made() -> tuple[NDArray[np.float32], PassFeeds]:
+            bias, end = causal(count, begin), np.array([count - 1])
+            hidden = self.engine._embeddings.rows(self.ids[part], self._some(first, last))
+            spec = self.engine.spec.text
+            return hidden, PassFeeds.of(spec, begin, self.positions[..., part], bias, end)
+
+        views = self.visual.groups(first, last) if isinstance(self.visual, Views) else ()
+        return DecoderPass(begin, count, made, views)
+
+    def _some(self, first: int, last: int) -> NDArray[np.float32] | None:
+        if isinstance(self.visual, Views):
+            return self.visual.tokens(first, last) if first < last else None
+        return None if self.visual is None else self.visual[first:last]

@@ -73,15 +73,30 @@ class Fleet:
         found = {_graphs_of(stage) for (stage, _), a in self.routes.items() if accelerator in a}
         return sorted(found)
 
+    def devices(self, stage: str, part: int | None, trace: Trace | None = None) -> list[str]:
+        """Names of those that would be tried, in order; the trace is told which are off. None: the
+        processor does it.
+        """
+        told = Trace() if trace is None else trace
+        return [a.device.name for a in self._route(stage, part) if self._asked(stage, a, told)]
+
+    def forget(self, rows: int, part: int) -> None:
+        """Of a part's layers, what lies behind so many rows of the cache is replaced now."""
+        for accelerator in self.accelerators:
+            accelerator.forget(rows, part)
+
     def attempt(
-        self, stage: str, part: int | None, trace: Trace, work: Callable[[Accelerator], T]
+        self,
+        stage: str,
+        part: int | None,
+        trace: Trace,
+        work: Callable[[Accelerator], T],
+        first: str | None = None,
     ) -> tuple[T, Accelerator] | None:
-        """The result and whose it is; None where the processor is to do it."""
-        some = self.routes.get((stage, part), ())
-        if self._only is not None and self._only[1] not in some:
-            # A canary writes no text: the decoder's questions are for who shall write it, too.
-            some = self.routes.get(("writer" if stage == "decoder" else stage, part), ())
-        for accelerator in some:
+        """The result and whose it is; None where the processor is to do it. The device `first` is
+        tried before the others.
+        """
+        for accelerator in sorted(self._route(stage, part), key=lambda a: a.device.name != first):
             if not self._asked(stage, accelerator, trace):
                 continue
             try:
@@ -91,6 +106,13 @@ class Fleet:
                     raise
                 self._failed(accelerator, stage, fault, trace)
         return None
+
+    def _route(self, stage: str, part: int | None) -> tuple[Accelerator, ...]:
+        some = self.routes.get((stage, part), ())
+        if self._only is not None and self._only[1] not in some:
+            # A canary writes no text: the decoder's questions are for who shall write it, too.
+            some = self.routes.get(("writer" if stage == "decoder" else stage, part), ())
+        return some
 
     def _asked(self, stage: str, accelerator: Accelerator, trace: Trace) -> bool:
         if self._only is not None:

@@ -80,7 +80,7 @@ def run_padded(
     most = max(graph.tokens or _MOST for graph in graphs)
     total, pieces, out = hidden.shape[1], [], []
     for begin in range(0, total, most):  # all of them, before the first one runs in vain
-        end, rows = min(begin + most, total), cache.cursor + begin
+        end, rows = min(begin + most, total), given.begin + begin
         pieces.append(_Piece(begin, end, rows, fitting(graphs, end - begin, rows)))
     for piece in pieces:
         graph = piece.graph

@@ -27,6 +27,7 @@ from edgejudge.export import Cut, export, seal
 from edgejudge.runtime import Engine
 from edgejudge.runtime.accelerator import Accelerator
 from edgejudge.runtime.fleet import FAILURES
+from edgejudge.runtime.stages import Stages
 from test_judge import POLICY
 from test_judge_shared import pictures
 
@@ -318,7 +319,7 @@ def test_nothing_is_safe_because_a_device_failed(
     def fail(*_: object, **__: object) -> Any:
         raise ProviderError("the processor is lost too")
 
-    monkeypatch.setattr(Engine, "_session", fail)
+    monkeypatch.setattr(Stages, "session", fail)
     found = judge.screen(pictures(1)[0], KITCHEN)
     assert found.verdict is None and found.error is not None
     assert found.error.code == "engine_failed" and notes(found) == ["device_failed"]

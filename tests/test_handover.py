@@ -263,7 +263,8 @@ def test_any_mix_of_stages_and_parts(
             f"decoder.{i}={device},writer.{i}={device}" for i, device in enumerate(parts)
         )
         engine.fleet = mixed = fleet(engine.bundle, place)
-        engine.trace, engine.placement = engine.new_trace(), {}
+        engine.trace = engine.new_trace()
+        engine.placement.clear()
         found = story(engine, asked, [mixed])
         forms = {"cpu": "cpu", "gpu:cpu": "float32", "npu:cpu": "npu"}
         assert off(found, expected, *(forms[device] for device in (vision, *parts))) < 1, place

@@ -229,7 +229,7 @@ def test_a_program_may_end_in_the_middle_of_a_batch() -> None:
         import numpy as np
         from edgejudge import Judge
         judge = Judge.load()
-        session = judge.engine._session("vision")
+        session = judge.engine.stages.session("vision", trace=judge.engine.trace)
         inside, run, calls = threading.Event(), session._inner.run, []
         class Slow:
             def run(self, *args):

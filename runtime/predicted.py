@@ -1,0 +1,99 @@
+"""What an engine's steps should take where, from what `edgejudge tune --costs` measured.
+
+Takes a kept profile; gives milliseconds of a step on a device, and the device that is quickest now.
+Does not measure, and runs nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from edgejudge.bundle import Bundle
+from edgejudge.runtime.fleet import Fleet
+from edgejudge.runtime.scheduling.costs import Costs
+from edgejudge.runtime.scheduling.drift import Replanner
+from edgejudge.runtime.scheduling.graph import Task
+from edgejudge.runtime.scheduling.kept import kept_profile
+from edgejudge.runtime.scheduling.profile import Profile, ProfileError
+
+__all__ = ["Predicted"]
+
+
+@dataclass(slots=True)
+class Predicted:
+    """`costs` call the processor by the executor's name for it."""
+
+    costs: Costs
+    _replanner: Replanner | None = field(default=None)
+
+    @classmethod
+    def kept(cls, bundle: Bundle, fleet: Fleet, cpu: str) -> Self | None:
+        """From the user's cache; None where nothing was measured for this bundle on this machine,
+        or not of all that the devices in use are for.
+        """
+        versions = {a.device.provider: a.device.version for a in fleet.accelerators}
+        profile = kept_profile(bundle)
+        if profile is None:
+            return None
+        names = {a.device.name for a in fleet.accelerators}
+        devices = tuple(
+            device
+            for device in profile.devices
+            if device.target == "cpu"
+            or (device.name in names and versions[device.provider] == device.version)
+        )
+        found = Costs(
+            _with(profile, {d.name: cpu if d.target == "cpu" else d.name for d in devices})
+        )
+        wanted = {("vision", cpu)} | {(f"decoder.{p.index}", cpu) for p in bundle.manifest.parts}
+        wanted |= {
+            (stage if part is None else f"decoder.{part}", a.device.name)
+            for (stage, part), some in fleet.routes.items()
+            for a in some
+        }
+        try:
+            known = all(device in found.devices_for(unit) for unit, device in wanted)
+        except ProfileError:
+            return None
+        return cls(found) if known else None
+
+    def ms(self, task: Task, device: str) -> float:
+        factor = 1.0 if self._replanner is None else self._replanner.factor(device)
+        return factor * self.costs.ms(task.unit, device, task.tokens, task.past)
+
+    def device(self, task: Task, devices: Sequence[str]) -> str:
+        """The first, unless it has become slower than another one is."""
+        first = devices[0]
+        if self._replanner is None or self._replanner.factor(first) <= 1:
+            return first
+        return min(devices, key=lambda device: self.ms(task, device))
+
+    def replanner(self, may_run: Callable[[str, str], bool]) -> Replanner:
+        """`may_run` says whether a unit has graphs on a device."""
+
+        def fits(placement: Mapping[str, str]) -> bool:
+            return all(may_run(unit, device) for unit, device in placement.items())
+
+        self._replanner = Replanner(self.costs, fits)
+        return self._replanner
+
+
+def _with(profile: Profile, names: Mapping[str, str]) -> Profile:
+    """These devices alone, by other names."""
+    return replace(
+        profile,
+        devices=tuple(replace(d, name=names[d.name]) for d in profile.devices if d.name in names),
+        rows=tuple(
+            replace(row, device=names[row.device]) for row in profile.rows if row.device in names
+        ),
+        links=tuple(
+            replace(link, source=names[link.source], target=names[link.target])
+            for link in profile.links
+            if link.source in names and link.target in names
+        ),
+        weights=tuple(
+            replace(weight, device=names[weight.device])
+            for weight in profile.weights
+            if weight.device in names
+        ),
+    )

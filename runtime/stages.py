@@ -1,0 +1,351 @@
+"""A bundle's graphs as steps of an executor: views, passes through the decoder's parts, heads.
+
+Takes what is to be computed; says what waits for what, which device does it and what that should
+take, and has it done. A pass through a part needs the keys and values of the pass before it in that
+part and the hidden states of the part before it, so parts on several devices work on several passes
+at once. Does not know what tokens mean, or what is held in a cache.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.bundle import Bundle, PartRecord
+from edgejudge.models.spec import ModelSpec
+from edgejudge.runtime.decoding import PassFeeds, run_layers
+from edgejudge.runtime.embeddings import check_visual
+from edgejudge.runtime.executor import Executor, Step
+from edgejudge.runtime.fleet import Fleet
+from edgejudge.runtime.kv_cache import KvCache
+from edgejudge.runtime.predicted import Predicted
+from edgejudge.runtime.scheduling.graph import Edge, Task
+from edgejudge.runtime.scheduling.limits import Limits
+from edgejudge.runtime.session import CPU, Session, open_session
+from edgejudge.runtime.trace import Trace
+from edgejudge.runtime.views import in_groups
+
+__all__ = ["CPU_DEVICE", "PATCHES", "DecoderPass", "Stages", "Views"]
+
+CPU_DEVICE = "cpu"
+PATCHES = 1536  # of a pass through the vision tower, where views do not meet one another
+_TARGET = "cpu"
+
+
+@dataclass(slots=True, eq=False)
+class DecoderPass:
+    """S tokens behind `begin` rows of the cache, which has room for them. `made` gives their hidden
+    states [S, D] and what all layers take, when the first part begins; `views` are the places of
+    the groups that it needs. `out` [R, D] are the hidden states of its rows when it is done.
+    """
+
+    begin: int
+    tokens: int
+    made: Callable[[], tuple[NDArray[np.float32], PassFeeds]]
+    views: Sequence[int] = ()
+    out: NDArray[np.float32] | None = None
+    _flow: NDArray[np.float32] | None = None  # [1, S, D] between two parts
+    _given: PassFeeds | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Views:
+    """A picture in groups of views: what the vision graph is fed with, and of each group the visual
+    tokens [N, D] once it was encoded; `sizes` has every N.
+    """
+
+    feeds: list[dict[str, NDArray[Any]]]
+    sizes: tuple[int, ...]
+    found: list[NDArray[np.float32] | None]
+
+    @property
+    def missing(self) -> list[int]:
+        return [place for place, found in enumerate(self.found) if found is None]
+
+    def tokens(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Visual tokens begin..end - 1, of groups that are there."""
+        some, first = [], 0
+        for size, found in zip(self.sizes, self.found, strict=True):
+            if found is not None and first < end and begin < first + size:
+                some.append(found[max(0, begin - first) : end - first])
+            first += size
+        return np.ascontiguousarray(np.concatenate(some))
+
+    def groups(self, begin: int, end: int) -> list[int]:
+        """Places of the groups that `tokens` needs."""
+        ends = np.cumsum(self.sizes)
+        return [
+            place
+            for place, (last, size) in enumerate(zip(ends.tolist(), self.sizes, strict=True))
+            if last - size < end and begin < last
+        ]
+
+
+@dataclass(slots=True)
+class Stages:
+    bundle: Bundle
+    spec: ModelSpec
+    threads: int
+    fleet: Fleet = field(default_factory=Fleet)
+    # Stage, or part of it -> provider that ran it last, of stages used.
+    placement: dict[str, str] = field(default_factory=dict)
+    executor: Executor = field(init=False)
+    predicted: Predicted | None = None  # where the costs of this bundle's stages were measured
+    sessions: dict[tuple[str, int | None], Session] = field(default_factory=dict)
+    _opening: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        # Hidden states of a pass lie between two parts: of so many passes at once, and no more.
+        self.executor = Executor(Limits(chunks=len(self.bundle.manifest.parts) + 1))
+
+    def expect(self, predicted: Predicted | None) -> None:
+        """What steps should take from now on; what takes much longer is noticed, and done elsewhere
+        where that ends sooner.
+        """
+        self.predicted = predicted
+        self.executor.replan(None if predicted is None else predicted.replanner(self._may_run))
+
+    def views(self, feeds: Mapping[str, NDArray[Any]]) -> Views:
+        """The vision graph's inputs in groups, none of them encoded yet."""
+        graph = self.bundle.graph(_TARGET, "vision")
+        groups = list(in_groups(graph, feeds, self.spec, PATCHES))
+        sizes = tuple(self._visual_tokens(some) for some in groups)
+        return Views(groups, sizes, [None] * len(groups))
+
+    def run(
+        self,
+        trace: Trace,
+        cache: KvCache,
+        passes: Sequence[DecoderPass],
+        stage: str = "decoder",
+        views: Views | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """Encodes what of the views is missing, and runs the passes one behind the other, each over
+        the rows that those before it wrote; the cursor stays. `check` may prevent each from
+        beginning by raising.
+        """
+        self._open_first(trace, stage if passes else None, views)
+        make = _Steps(self, trace, trace.innermost, cache, stage, check)
+        if views is not None:
+            make.encode(views)
+        make.decode(passes)
+        self._do(make.steps, trace)
+
+    def alone(
+        self, stage: str, name: str, value: NDArray[Any], trace: Trace
+    ) -> NDArray[np.float32]:
+        """What a graph of one input and one output gives, on the processor."""
+        session = self.session(stage, trace=trace)
+        found: list[NDArray[Any]] = []
+
+        def run(_: str) -> None:
+            self.ran(stage, session.provider, trace)
+            with trace.within(inside), trace.span(stage, CPU_DEVICE, rows=len(value)):
+                found.extend(session.run({name: value}))
+
+        inside = trace.innermost
+        task = Task(stage, stage, len(value))
+        self._do([Step(task, run, CPU_DEVICE, self._ms(task, CPU_DEVICE))], trace)
+        return np.ascontiguousarray(found[0], np.float32)
+
+    def ran(self, name: str, where: str, trace: Trace) -> None:
+        self.placement[name] = trace.ran[name] = where
+
+    def own(self, stage: str) -> str:
+        """The stage of the processor's graphs, which are the decoder's where none are for text."""
+        return stage if self.bundle.has(_TARGET, stage) else "decoder"
+
+    def session(self, stage: str, part: int | None = None, *, trace: Trace) -> Session:
+        """The processor's, opened when it is first needed."""
+        key = (stage, part)
+        with self._opening:
+            if key not in self.sessions:
+                with trace.span("load", "cpu"):
+                    graph = self.bundle.graph(_TARGET, stage, part)
+                    self.sessions[key] = open_session(self.bundle, graph, CPU, self.threads)
+            return self.sessions[key]
+
+    def release(self, stage: str | None = None) -> None:
+        """Frees the sessions of a stage, or of all; they are opened again when they are needed."""
+        with self._opening:  # another thread may be at work
+            self.sessions = {k: v for k, v in self.sessions.items() if stage and k[0] != stage}
+
+    def step(
+        self, stage: str, part: int | None, task: Task, run: Callable[[str], None], trace: Trace
+    ) -> Step:
+        """On the first device that has the stage, or on another one where that is slower now."""
+        devices = [*self.fleet.devices(stage, part, trace), CPU_DEVICE]
+        device = devices[0]
+        if self.predicted is not None:
+            device = self.predicted.device(task, devices)
+        return Step(task, run, device, self._ms(task, device))
+
+    def encode(
+        self, feeds: dict[str, NDArray[Any]], trace: Trace, device: str
+    ) -> NDArray[np.float32]:
+        """One group of views -> visual tokens [N, D]."""
+        done = None
+        if device != CPU_DEVICE:
+            done = self.fleet.attempt(
+                "vision", None, trace, lambda a: a.encode(feeds, PATCHES, trace), device
+            )
+        if done is not None:
+            self.ran("vision", done[1].device.name, trace)
+            return done[0]
+        session = self.session("vision", trace=trace)
+        self.ran("vision", session.provider, trace)
+        with trace.span("vision", CPU_DEVICE):
+            (tokens,) = session.run(feeds)
+        return np.asarray(tokens.reshape(-1, self.spec.text.hidden), np.float32)
+
+    def part(
+        self,
+        stage: str,
+        part: PartRecord,
+        flow: NDArray[np.float32],
+        given: PassFeeds,
+        cache: KvCache,
+        trace: Trace,
+        device: str,
+    ) -> NDArray[np.float32]:
+        """hidden [1, S, D] through one part, its keys and values put into the cache."""
+        index = part.index
+        # Whoever runs it: a device's copy of rows that another one writes now is out of date.
+        self.fleet.forget(given.begin, index)
+        done = None
+        if device != CPU_DEVICE:
+            done = self.fleet.attempt(
+                stage,
+                index,
+                trace,
+                lambda a: a.layers(part, flow, given, cache, stage, trace),
+                device,
+            )
+        name = stage
+        if len(self.bundle.manifest.parts) > 1 and self.fleet.routes:
+            name = f"{stage}.{index}"
+        if done is not None:
+            self.ran(name, done[1].device.name, trace)
+            last = part.last_layer == self.spec.text.layers - 1
+            return done[0][:, given.rows] if last else done[0]
+        session = self.session(self.own(stage), index, trace=trace)
+        self.ran(name, session.provider, trace)
+        with trace.span(stage, CPU_DEVICE, part=index, tokens=flow.shape[1]):
+            return run_layers(session, part, flow, given, cache)
+
+    def _do(self, steps: Sequence[Step], trace: Trace) -> None:
+        def told(text: str) -> None:
+            trace.marks.append(("device_drift", text))
+
+        self.executor.run(steps, told, self.fleet.give_up)
+
+    def _ms(self, task: Task, device: str) -> float:
+        """Without costs in tokens, which says at least what is more work than what."""
+        return float(task.tokens) if self.predicted is None else self.predicted.ms(task, device)
+
+    def _may_run(self, unit: str, device: str) -> bool:
+        stage, _, part = unit.partition(".")
+        return device == CPU_DEVICE or device in self.fleet.devices(
+            stage, int(part) if part else None
+        )
+
+    def _visual_tokens(self, feeds: Mapping[str, NDArray[Any]]) -> int:
+        if "tokens" in feeds:
+            return len(feeds["tokens"])
+        return len(next(iter(feeds.values()))) * (self.spec.visual_tokens or 0)
+
+    def _open_first(self, trace: Trace, stage: str | None, views: Views | None) -> None:
+        """Sessions of the processor, before their first use is timed."""
+        if views is not None and views.missing and not self.fleet.devices("vision", None):
+            self.session("vision", trace=trace)
+        for part in self.bundle.manifest.parts if stage else ():
+            assert stage is not None
+            if not self.fleet.devices(stage, part.index):
+                self.session(self.own(stage), part.index, trace=trace)
+
+
+@dataclass(slots=True)
+class _Steps:
+    """The steps of one request as they come."""
+
+    stages: Stages
+    trace: Trace
+    inside: int | None  # the span that all of them belong to
+    cache: KvCache
+    stage: str
+    check: Callable[[], None] | None
+    steps: list[Step] = field(default_factory=list)
+    _views: dict[int, int] = field(default_factory=dict)  # group -> its step
+
+    def encode(self, views: Views) -> None:
+        view = self.stages.spec.visual_tokens or 256
+        for place in views.missing:
+            task = Task(f"views {place}", "vision", max(1, round(views.sizes[place] / view)))
+            self._views[place] = len(self.steps)
+            self._add("vision", None, task, self._encoding(views, place))
+
+    def decode(self, passes: Sequence[DecoderPass]) -> None:
+        spec, parts = self.stages.spec.text, self.stages.bundle.manifest.parts
+        width = 4 * spec.hidden
+        row = self.cache.row_bytes // spec.layers
+        before: list[int] = []  # each part's step of the pass before
+        for number, one in enumerate(passes):
+            own: list[int] = []
+            for part in parts:
+                edges = [Edge(own[-1], one.tokens * width)] if own else self._needed(one, width)
+                if before:
+                    layers = part.last_layer - part.first_layer + 1
+                    edges.append(Edge(before[part.index], one.begin * row * layers))
+                unit = f"decoder.{part.index}"
+                task = Task(
+                    f"pass {number} {unit}",
+                    unit,
+                    one.tokens,
+                    one.begin,
+                    tuple(edges),
+                    chunk=number,
+                    cached=True,
+                )
+                own.append(len(self.steps))
+                self._add(self.stage, part.index, task, self._decoding(one, part))
+            before = own
+
+    def _add(self, stage: str, part: int | None, task: Task, run: Callable[[str], None]) -> None:
+        self.steps.append(self.stages.step(stage, part, task, run, self.trace))
+
+    def _needed(self, one: DecoderPass, width: int) -> list[Edge]:
+        return [Edge(self._views[v], one.tokens * width) for v in one.views if v in self._views]
+
+    def _encoding(self, views: Views, place: int) -> Callable[[str], None]:
+        def run(device: str) -> None:
+            if self.check is not None:
+                self.check()
+            with self.trace.within(self.inside):
+                found = self.stages.encode(views.feeds[place], self.trace, device)
+            check_visual(len(found), views.sizes[place])
+            views.found[place] = found
+
+        return run
+
+    def _decoding(self, one: DecoderPass, part: PartRecord) -> Callable[[str], None]:
+        stages, last = self.stages, self.stages.bundle.manifest.parts[-1].index
+
+        def run(device: str) -> None:
+            if one._given is None:
+                if self.check is not None:
+                    self.check()
+                hidden, one._given = one.made()
+                one._flow = np.ascontiguousarray(hidden[None])
+            assert one._flow is not None
+            with self.trace.within(self.inside):
+                one._flow = stages.part(
+                    self.stage, part, one._flow, one._given, self.cache, self.trace, device
+                )
+            if part.index == last:
+                one.out, one._flow, one._given = one._flow[0], None, None
+
+        return run
