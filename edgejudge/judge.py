@@ -178,6 +178,7 @@ class Judge(Calls, Writes):
         check_canary(bundle, engine, again=verify)
         if place is not None:
             engine.fleet = placed(bundle, engine, place, deadline, strict, again=verify)
+        engine.foresee()
         return cls(bundle, engine, limits, cache, waiting, BATCH, proposer, fitted)
 
     @overload

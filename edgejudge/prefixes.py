@@ -38,13 +38,16 @@ class Scorer(Answerer, Protocol):
 
     fleet: Any
 
+    @property
+    def overlaps(self) -> bool: ...
+    def views(self, feeds: Mapping[str, NDArray[Any]]) -> Any: ...
     def encode_image(
         self, feeds: Mapping[str, NDArray[Any]], trace: Any = None
     ) -> NDArray[np.float32]: ...
     def prefill(
         self,
         ids: Sequence[int],
-        visual: NDArray[np.float32] | None = None,
+        visual: Any = None,
         positions: NDArray[np.int64] | None = None,
         after: Any = None,
     ) -> Any: ...
@@ -56,7 +59,7 @@ class Scorer(Answerer, Protocol):
     def append(
         self,
         ids: Sequence[int],
-        visual: NDArray[np.float32] | None = None,
+        visual: Any = None,
         positions: NDArray[np.int64] | None = None,
         after: Any = None,
     ) -> tuple[Any, NDArray[np.float32]]: ...
@@ -74,7 +77,7 @@ class _Encoded:
 
     rows: int
     cols: int
-    visual: NDArray[np.float32]  # [N, D]
+    visual: Any  # f32 [N, D], or the engine's views, which it encodes when it takes them
 
 
 @dataclass(slots=True)
@@ -143,11 +146,12 @@ class Prefixes(Judging):
                     one.key = self._key(one.rgb)
 
     def _encode_ahead(self, made: OneAhead, stop: Stop) -> None:
-        """Unless the cache knows it."""
+        """Unless the cache knows it, or the engine would rather do it along with the rest."""
         if self._cache is None or made.key is None or made.key not in self._cache:
             stop.check()
             assert made.rgb is not None
-            made.encoded = self._encode(made.rgb, made.trace)
+            encode = self._in_views if self._engine.overlaps else self._encode
+            made.encoded = encode(made.rgb, made.trace)
 
     def give_up(self) -> None:
         """Nobody waits any more for what devices are at now."""
@@ -171,6 +175,11 @@ class Prefixes(Judging):
             seen = preprocess(rgb, self._image_spec)
         with self._encoding:
             return _Encoded(seen.rows, seen.cols, self._engine.encode_image(seen.feeds, trace))
+
+    def _in_views(self, rgb: NDArray[np.uint8], trace: Spans) -> _Encoded:
+        with trace.span("preprocess"):
+            seen = preprocess(rgb, self._image_spec)
+        return _Encoded(seen.rows, seen.cols, self._engine.views(seen.feeds))
 
     def _prefix(self, made: Sequence[OneAhead]) -> _Had:
         """The pictures' prefix, where it came from, and how many of its tokens were there
@@ -206,7 +215,7 @@ class Prefixes(Judging):
                 return engine.restore(kept.rows, kept.position, after), "hit", kept.rows.shape[3]
         if one.encoded is None:  # it was there when it was looked up, or is there by itself
             assert one.rgb is not None
-            one.encoded = self._encode(one.rgb, one.trace)
+            one.encoded = self._in_views(one.rgb, one.trace)
         rows, cols = one.encoded.rows, one.encoded.cols
         ids = self._prompts.image_ids(rows, cols)
         positions = self._prompts.image_positions(

@@ -106,6 +106,14 @@ class Engine:
         """Stage, or part of it -> provider that ran it last, of stages used."""
         return self.stages.placement
 
+    def foresee(self) -> None:
+        """Takes what `edgejudge tune --costs` kept for the bundle and the devices in use: a device
+        that has become slow is noticed from now on, and left where another one is quicker.
+        """
+        from edgejudge.runtime.predicted import Predicted
+
+        self.stages.expect(Predicted.kept(self.bundle, self.fleet))
+
     def new_trace(self) -> Trace:
         """For a request, to be put in place of `trace` while the request has the engine."""
         return Trace(self.fleet.marks())
@@ -118,6 +126,13 @@ class Engine:
     def release(self, stage: str | None = None) -> None:
         """Frees the sessions of a stage, or of all; they are opened again when they are needed."""
         self.stages.release(stage)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a picture that `prefill` is given as `views` is there sooner than one that is
+        encoded ahead: nothing is at work, and its stages are on several devices.
+        """
+        return self.stages.apart and not self.stages.executor.requests
 
     def views(self, feeds: Mapping[str, NDArray[Any]]) -> Views:
         """The vision graph's inputs, to be encoded while `prefill` puts the first of them behind a

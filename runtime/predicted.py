@@ -16,18 +16,20 @@ from edgejudge.runtime.scheduling.graph import Task
 from edgejudge.runtime.scheduling.kept import kept_profile
 from edgejudge.runtime.scheduling.profile import Profile, ProfileError
 
-__all__ = ["Predicted"]
+__all__ = ["CPU_DEVICE", "Predicted"]
+
+CPU_DEVICE = "cpu"  # the executor's name for the processor
 
 
 @dataclass(slots=True)
 class Predicted:
-    """`costs` call the processor by the executor's name for it."""
+    """`costs` call the processor `CPU_DEVICE`."""
 
     costs: Costs
     _replanner: Replanner | None = field(default=None)
 
     @classmethod
-    def kept(cls, bundle: Bundle, fleet: Fleet, cpu: str) -> Self | None:
+    def kept(cls, bundle: Bundle, fleet: Fleet) -> Self | None:
         """From the user's cache; None where nothing was measured for this bundle on this machine,
         or not of all that the devices in use are for.
         """
@@ -42,6 +44,7 @@ class Predicted:
             if device.target == "cpu"
             or (device.name in names and versions[device.provider] == device.version)
         )
+        cpu = CPU_DEVICE
         found = Costs(
             _with(profile, {d.name: cpu if d.target == "cpu" else d.name for d in devices})
         )

@@ -21,16 +21,15 @@ from edgejudge.runtime.embeddings import check_visual
 from edgejudge.runtime.executor import Executor, Step
 from edgejudge.runtime.fleet import Fleet
 from edgejudge.runtime.kv_cache import KvCache
-from edgejudge.runtime.predicted import Predicted
+from edgejudge.runtime.predicted import CPU_DEVICE, Predicted
 from edgejudge.runtime.scheduling.graph import Edge, Task
 from edgejudge.runtime.scheduling.limits import Limits
 from edgejudge.runtime.session import CPU, Session, open_session
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.views import in_groups
 
-__all__ = ["CPU_DEVICE", "PATCHES", "DecoderPass", "Stages", "Views"]
+__all__ = ["PATCHES", "DecoderPass", "Stages", "Views"]
 
-CPU_DEVICE = "cpu"
 PATCHES = 1536  # of a pass through the vision tower, where views do not meet one another
 _TARGET = "cpu"
 
@@ -115,6 +114,13 @@ class Stages:
         sizes = tuple(self._visual_tokens(some) for some in groups)
         return Views(groups, sizes, [None] * len(groups))
 
+    @property
+    def apart(self) -> bool:
+        """Whether views are encoded by another device than the one that takes them first."""
+        parts = self.bundle.manifest.parts
+        first = self.fleet.devices("decoder", parts[0].index)
+        return self.fleet.devices("vision", None)[:1] != first[:1]
+
     def run(
         self,
         trace: Trace,
@@ -131,7 +137,8 @@ class Stages:
         self._open_first(trace, stage if passes else None, views)
         make = _Steps(self, trace, trace.innermost, cache, stage, check)
         if views is not None:
-            make.encode(views)
+            # Beside the passes it is a stage of its own, not a part of theirs.
+            make.encode(views, None if passes else make.inside)
         make.decode(passes)
         self._do(make.steps, trace)
 
@@ -274,19 +281,19 @@ class _Steps:
 
     stages: Stages
     trace: Trace
-    inside: int | None  # the span that all of them belong to
+    inside: int | None  # the span that passes belong to
     cache: KvCache
     stage: str
     check: Callable[[], None] | None
     steps: list[Step] = field(default_factory=list)
     _views: dict[int, int] = field(default_factory=dict)  # group -> its step
 
-    def encode(self, views: Views) -> None:
+    def encode(self, views: Views, inside: int | None) -> None:
         view = self.stages.spec.visual_tokens or 256
         for place in views.missing:
             task = Task(f"views {place}", "vision", max(1, round(views.sizes[place] / view)))
             self._views[place] = len(self.steps)
-            self._add("vision", None, task, self._encoding(views, place))
+            self._add("vision", None, task, self._encoding(views, place, inside))
 
     def decode(self, passes: Sequence[DecoderPass]) -> None:
         spec, parts = self.stages.spec.text, self.stages.bundle.manifest.parts
@@ -320,11 +327,11 @@ class _Steps:
     def _needed(self, one: DecoderPass, width: int) -> list[Edge]:
         return [Edge(self._views[v], one.tokens * width) for v in one.views if v in self._views]
 
-    def _encoding(self, views: Views, place: int) -> Callable[[str], None]:
+    def _encoding(self, views: Views, place: int, inside: int | None) -> Callable[[str], None]:
         def run(device: str) -> None:
             if self.check is not None:
                 self.check()
-            with self.trace.within(self.inside):
+            with self.trace.within(inside):
                 found = self.stages.encode(views.feeds[place], self.trace, device)
             check_visual(len(found), views.sizes[place])
             views.found[place] = found

@@ -66,6 +66,11 @@ class FakeEngine:
     def new_trace(self) -> Trace:
         return Trace()
 
+    overlaps = False
+
+    def views(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        return self.encode_image(feeds, self.trace)
+
     def encode_image(
         self, feeds: Mapping[str, NDArray[Any]], trace: Any = None
     ) -> NDArray[np.float32]:
