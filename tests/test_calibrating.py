@@ -187,12 +187,41 @@ def test_thresholds_by_point_estimate_are_the_cheapest_that_meet_the_aim() -> No
     assert precision_recall(made.value, s, y)[1] >= 0.8
     # The first cut above it flags the same pictures.
     assert all(precision_recall(c, s, y)[1] < 0.8 for c in cuts[cuts > made.value][1:])
+
+
+def test_the_best_f_beta_is_the_one_that_calibrated_scores_let_expect() -> None:
+    s, y = drawn(np.random.default_rng(8), 500)
     made = choose_threshold(Aim("fbeta", 2.0), s, y, DELTA)
-    p, r = precision_recall(made.value, s, y)
-    best = 5 * p * r / (4 * p + r)
-    for cut in cuts:
-        p, r = precision_recall(cut, s, y)
-        assert 5 * p * r / (4 * p + r) <= best + 1e-12
+    assert made.by == "expected"
+
+    def expected(cut: float) -> float:
+        flagged = s >= cut
+        return 5 * s[flagged].sum() / (4 * s.sum() + flagged.sum())
+
+    assert all(expected(cut) <= expected(made.value) + 1e-12 for cut in np.unique(s))
+    assert choose_threshold(Aim("fbeta", 2.0), s, 1 - y, DELTA) == made  # labels are in the map
+
+
+def test_the_expected_f_beta_is_better_on_new_pictures_than_the_best_on_the_labels() -> None:
+    """With few labels, which a map was fitted to as well."""
+    random, won, lost = np.random.default_rng(21), 0.0, 0.0
+    grid = (np.arange(4000) + 0.5) / 4000
+    truth = grid**4  # a fifth is broken
+
+    def f1(flagged: NDArray[np.bool_]) -> float:
+        return float(2 * truth[flagged].sum() / (truth.sum() + flagged.sum()))
+
+    for _ in range(60):
+        at = random.integers(0, 4000, 150)
+        y = (random.random(150) < truth[at]).astype(float)
+        raw = sigmoid(2 * np.log(truth / (1 - truth)) + 1)
+        made = fit("platt", raw[at], y)
+        s, everywhere = apply_map(made, raw[at]), apply_map(made, raw)
+        cut = choose_threshold(Aim("fbeta", 1.0), s, y, DELTA).value
+        tried = [(2 * y[s >= c].sum() / (y.sum() + (s >= c).sum()), c) for c in np.unique(s)]
+        won += f1(everywhere >= cut) / 60
+        lost += f1(everywhere >= max(tried)[1]) / 60
+    assert won > lost + 0.005
 
 
 def test_lower_bounds_cost_something_and_are_said_to_be_out_of_reach() -> None:

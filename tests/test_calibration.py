@@ -61,7 +61,7 @@ def rule(
         questions=questions or {},
         threshold=threshold,
         uncertain=uncertain,
-        aim=AimRecord("fbeta", 1.0, "maximum", True, None, figure, None),
+        aim=AimRecord("fbeta", 1.0, "expected", True, None, figure, None),
         guarantee=GuaranteeRecord(0.15, 0.1, SideRecord(40, 1, 0.11), None, figure, ("why",)),
         log_likelihood={"none": -0.4, "temperature": None, "platt": None, "isotonic": None},
         ece_before=figure,

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scene import VIEW, Scene, Stage
 
+from edgejudge.calibrating.fitting import apply_map, choose, methods_for
+from edgejudge.calibrating.thresholds import Aim, choose_threshold
 from edgejudge.models.image import image_spec, preprocess
 from edgejudge.models.tiles import TileSpec
 from edgejudge.policy import load_policy
@@ -158,19 +160,17 @@ class CheckpointJudge:
 
 
 def best_threshold(scores: NDArray[Any], labels: NDArray[Any]) -> float:
-    """The threshold with the highest F1, halfway between neighbouring scores; 0.5 without
-    positives.
+    """As `edgejudge calibrate --aim f1` has it, on the scale of the scores: halfway between the
+    neighbours that it parts. 0.5 where there are too few labels of a kind.
     """
-    order = np.argsort(-scores)
-    ranked = scores[order]
-    hits = np.cumsum(labels[order] == 1)
-    if hits[-1] == 0:
+    truth = labels.astype(np.float64)
+    methods = methods_for(truth)
+    if not methods:
         return 0.5
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
-    f1[:-1][ranked[1:] == ranked[:-1]] = -1  # equal scores cannot be cut apart
-    best = int(np.argmax(f1))
-    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
-    return round(float((ranked[best] + below) / 2), 6)
+    fitted = choose(scores, truth, [str(i) for i in range(len(scores))], methods).map
+    beliefs = apply_map(fitted, scores)
+    flagged = beliefs >= choose_threshold(Aim("fbeta", 1.0), beliefs, truth, 0.1).value
+    return round(float((scores[flagged].min() + scores[~flagged].max()) / 2), 6)
 
 
 def rule_table(

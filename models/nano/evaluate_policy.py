@@ -31,6 +31,7 @@ from edgejudge.policy import load_policy
 POLICY = load_policy("stickers")
 NUMBERS = {c.phrase: i for i, c in enumerate(CONCEPTS)}
 SHOWS = [[NUMBERS[t] for either in rule.conditions for t in either] for rule in POLICY.rules]
+ASKED = [t for rule in POLICY.rules for either in rule.conditions for t in either]
 # What looks like what a rule forbids: its near misses, and other drawings of the same category.
 NEAR = [
     sorted(
@@ -100,6 +101,7 @@ def judged(name: str, scenes: Iterator[Scene], judge: Judge, folder: Path) -> li
             verdict["path"] = f"{name}/{number}"
             row = {
                 "verdict": verdict,
+                "shown": {t: int(scene.present[NUMBERS[t]]) for t in ASKED},
                 "truth": truth(scene).tolist(),
                 "near": near(scene).tolist(),
             }
@@ -119,6 +121,9 @@ def fit(rows: list[dict[str, Any]], bundle: Path, folder: Path, out: Path) -> Ca
         for rule, label in zip(POLICY.rules, row["truth"], strict=True):
             if label >= 0:
                 lines.append({"path": path, "rule": rule.id, "label": label})
+        for text, label in row["shown"].items():
+            if label >= 0:
+                lines.append({"path": path, "question": text, "label": label})
     labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = [
         "calibrate",
@@ -129,7 +134,7 @@ def fit(rows: list[dict[str, Any]], bundle: Path, folder: Path, out: Path) -> Ca
         "--bundle",
         str(bundle),
     ]
-    command += ["--policy", POLICY.name, "--aim", "f1", "--out", str(out)]
+    command += ["--policy", POLICY.name, "--aim", "f1", "--per-question", "--out", str(out)]
     if code := edgejudge(command):
         raise SystemExit(code)
     return Calibration.read(out)
