@@ -6,8 +6,9 @@ costs. Runs real graphs with drawn input, on one device after another. Keeps not
 """
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle
 from edgejudge.canaries import placed
+from edgejudge.energy import Watts, meter
 from edgejudge.errors import EdgeJudgeError, InputError
 from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import screen_ids
@@ -35,6 +37,7 @@ _VIEWS = (1, 4)
 _TOKENS = (1, 16, 64, 128, 256, 384)
 _PASTS = (0, 512)
 _MIB = 1 << 20
+_IDLE_S = 1.0  # how long it is looked at what the processor draws when nothing is to be done
 _ROWS = (1, 24)  # of a head
 # Busy and idle, where no counter tells: a phone's order of magnitude. A stated model, not measured.
 WATTS = {"cpu": (4.0, 0.5), "gpu": (3.0, 0.3), "npu": (1.5, 0.1)}
@@ -81,12 +84,12 @@ def measure_costs(
     view = view_tokens(engine.spec)
     progress(f"cpu:{CPU}")
     bench = _Bench(engine, engine.fleet, view, _Rows(f"cpu:{CPU}"), rounds)
-    bench.vision()
-    bench.decoder(_TOKENS, _PASTS)
-    bench.heads()
+    watts = _watts_of(bench)
     here = {device.provider: device for device in survey()[0]}
     own = here[CPU]
-    cpu = DeviceRecord(bench.rows.device, "cpu", CPU, own.version, None, *WATTS["cpu"], False)
+    cpu = DeviceRecord(
+        bench.rows.device, "cpu", CPU, own.version, None, *(watts or WATTS["cpu"]), False
+    )
     devices, found = [cpu], list(bench.rows.rows())
     links: list[Link] = []
     left_out: list[str] = []
@@ -128,12 +131,28 @@ def measure_costs(
         for b in devices[1:]
         if a is not b
     ]
-    source = f"edgejudge tune --costs, {rounds} runs of each shape; watts are a stated model's"
+    told = "watts of the CPU by its counters, others" if watts else "watts"
+    source = f"edgejudge tune --costs, {rounds} runs of each shape; {told} are a stated model's"
     rows, ways = tuple(found), tuple(links)
     profile = Profile(
         SCHEMA_VERSION, source, bundle.fingerprint, {}, tuple(devices), rows, ways, ()
     )
     return Measured(profile, tuple(left_out))
+
+
+def _watts_of(bench: "_Bench") -> tuple[float, float] | None:
+    """Measures the processor; its watts meanwhile and while it idles, where a counter tells."""
+    counters, idle, busy = meter(), Watts(), Watts()
+    if counters is not None:
+        with counters.watts() as idle:
+            time.sleep(_IDLE_S)
+    with counters.watts() if counters else nullcontext(busy) as busy:
+        bench.vision()
+        bench.decoder(_TOKENS, _PASTS)
+        bench.heads()
+    if busy.value is None or idle.value is None:
+        return None
+    return round(max(busy.value, idle.value), 3), round(idle.value, 3)
 
 
 def _way(links: Sequence[Link], device: str) -> float:

@@ -162,8 +162,8 @@ class Engine:
         """Puts tokens into the cache behind the prefix `after`, or in place of everything.
 
         `visual` [N, D] fills its N image tokens, in order; of `views` each is encoded before the
-        first pass that needs it. `positions` [S] or [3, S] are the rope
-        positions; None counts up from where `after` ends.
+        first pass that needs it. `positions` [S] or [3, S] are the rope positions; None counts up
+        from where `after` ends.
         """
         prefix, _ = self.append(ids, visual, positions, after)
         return prefix

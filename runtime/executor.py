@@ -22,7 +22,8 @@ __all__ = ["Executor", "Step"]
 _SLICE_S = 0.25  # how often a waiting thread looks up: Windows lets Ctrl-C through only then
 _PATIENCE_S = 1.0  # for a step of a request that was called off
 _LAST_S = 5.0  # how long a program that ends waits for what runs
-_MANY = 1e9  # ranks of one request lie this far from those of the next
+_MANY = 1e6  # ranks of one request lie this far from those of the next
+_LATER = 1e15  # and those of work ahead behind all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,12 @@ class Executor:
         steps: Sequence[Step],
         told: Callable[[str], None] = lambda _: None,
         give_up: Callable[[], None] = lambda: None,
+        ahead: bool = False,
     ) -> None:
         """Returns when all are done. The first error of a step is raised when what runs of the
         request has ended; what has not begun never does. `told` gets sentences about devices that
-        are slower or faster than predicted.
+        are slower or faster than predicted. Of what is ready the older request comes first, and all
+        that is done `ahead` last.
 
         Ctrl-C calls the request off likewise; where a step goes on for long, `give_up` is to make
         it end, and a second Ctrl-C does not wait. From any thread, but not from within a step.
@@ -109,7 +112,7 @@ class Executor:
         if not steps:
             return
         with board.lock:
-            call = self._submit(steps, told)
+            call = self._submit(steps, told, ahead)
             try:
                 while not call.over:
                     call.ended.wait(_SLICE_S)
@@ -126,12 +129,13 @@ class Executor:
             finally:
                 del call  # the error's traceback has this frame, which would have the error
 
-    def _submit(self, steps: Sequence[Step], told: Callable[[str], None]) -> _Call:
+    def _submit(self, steps: Sequence[Step], told: Callable[[str], None], ahead: bool) -> _Call:
         board = self._board
         number, board.calls = board.calls, board.calls + 1
         graph = TaskGraph(tuple(replace(step.task, request=number) for step in steps), {})
         devices, ms = [step.device for step in steps], [step.ms for step in steps]
-        ranks = [_MANY * number + place for place in range(len(steps))]
+        first = _MANY * number + _LATER * ahead
+        ranks = [first + place for place in range(len(steps))]
         numbers = board.dispatcher.submit(graph, devices, ms, ranks)
         call = _Call(number, set(numbers), set(), threading.Condition(board.lock), told)
         for place, step in zip(numbers, steps, strict=True):

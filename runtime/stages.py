@@ -140,7 +140,8 @@ class Stages:
             # Beside the passes it is a stage of its own, not a part of theirs.
             make.encode(views, None if passes else make.inside)
         make.decode(passes)
-        self._do(make.steps, trace)
+        # A picture that is encoded by itself is for later: another one may have the engine.
+        self._do(make.steps, trace, ahead=not passes)
 
     def alone(
         self, stage: str, name: str, value: NDArray[Any], trace: Trace
@@ -244,11 +245,11 @@ class Stages:
         with trace.span(stage, CPU_DEVICE, part=index, tokens=flow.shape[1]):
             return run_layers(session, part, flow, given, cache)
 
-    def _do(self, steps: Sequence[Step], trace: Trace) -> None:
+    def _do(self, steps: Sequence[Step], trace: Trace, ahead: bool = False) -> None:
         def told(text: str) -> None:
             trace.marks.append(("device_drift", text))
 
-        self.executor.run(steps, told, self.fleet.give_up)
+        self.executor.run(steps, told, self.fleet.give_up, ahead)
 
     def _ms(self, task: Task, device: str) -> float:
         """Without costs in tokens, which says at least what is more work than what."""

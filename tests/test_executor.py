@@ -164,6 +164,29 @@ def test_requests_of_one_device_share_it() -> None:
         assert abs(order[first:n].count("a") - order[first:n].count("b")) <= 3
 
 
+def test_what_is_ahead_comes_last() -> None:
+    executor, order, here = Executor(), [], threading.Event()
+
+    def steps(name: str) -> list[Step]:
+        def one(_: str) -> None:
+            order.append(name)
+            assert here.wait(10)
+
+        return [Step(Task(f"{name}{i}", "u", 1), one, "cpu", 1.0) for i in range(3)]
+
+    def later() -> None:
+        executor.run(steps("ahead"), ahead=True)
+
+    def now() -> None:
+        while not order:
+            time.sleep(0.001)
+        threading.Timer(0.05, here.set).start()
+        executor.run(steps("now"))
+
+    at_once(later, now)
+    assert order == ["ahead", "now", "now", "now", "ahead", "ahead"]
+
+
 def test_chunks_bound_what_is_in_flight() -> None:
     """Of a request no more chunks at once are begun and not ended than the limit allows."""
     executor, inside, most = Executor(Limits(chunks=2)), set(), []

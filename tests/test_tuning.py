@@ -1,6 +1,8 @@
 """`edgejudge tune`: what it keeps, who uses it, and what it survives."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 import tiny
 from edgejudge.bundle import Bundle
 from edgejudge.cli import main
+from edgejudge.energy import Watts
 from edgejudge.export import export
 from edgejudge.placement_plan import placement_plan
 from edgejudge.runtime import Engine, Settings
@@ -113,3 +116,27 @@ def test_costs_of_stages_and_parts_are_measured_kept_and_planned_with(
     assert "--costs" in capsys.readouterr().err
     assert main(["tune", "nano", "--costs", "--rounds", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_the_processors_watts_are_measured_where_counters_tell(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counting:
+        told = iter((2.5, 11.0))  # while it idles, while it works
+
+        @contextmanager
+        def watts(self) -> Iterator[Watts]:
+            found = Watts()
+            yield found
+            found.value = next(self.told)
+
+    bundle = Bundle.open(folder, unsealed=True)
+    for name, value in (("_PASTS", (0,)), ("_TOKENS", (1,)), ("_IDLE_S", 0.0)):
+        monkeypatch.setattr(f"edgejudge.unit_costs.{name}", value)
+    stated = measure_costs(bundle, rounds=1).profile
+    assert "watts are a stated model's" in stated.source
+    monkeypatch.setattr("edgejudge.unit_costs.meter", Counting)
+    measured = measure_costs(bundle, rounds=1).profile
+    (device,) = measured.devices
+    assert (device.busy_watts, device.idle_watts) == (11.0, 2.5)
+    assert "watts of the CPU by its counters" in measured.source

@@ -2,7 +2,8 @@
 
 Takes nothing; plans and simulates every scenario, and prints how long each plan is beside a lower
 bound, and beside devices in order and alone. All of that is arithmetic and the same everywhere; the
-last two lines, how long planning and dispatching took, are measured here. One JSON line ends it.
+last lines, how long planning, dispatching and handing over took, are measured here. One JSON line
+ends it.
 """
 
 import argparse
@@ -11,13 +12,16 @@ import statistics
 import sys
 import time
 
+from edgejudge.runtime.executor import Executor, Step
 from edgejudge.runtime.scheduling.costs import Costs
 from edgejudge.runtime.scheduling.dispatch import Dispatcher
 from edgejudge.runtime.scheduling.exact import MOST_TASKS, optimal_placement_ms
+from edgejudge.runtime.scheduling.graph import Edge, Task
 from edgejudge.runtime.scheduling.scenarios import Scenario, ablation, figures, scenarios
 from edgejudge.runtime.settings import processor
 
 ROUNDS = 5
+STEPS = 300
 
 
 def overhead_us(scenario: Scenario) -> float:
@@ -38,6 +42,29 @@ def overhead_us(scenario: Scenario) -> float:
                     dispatcher.finished(number)
         took.append((time.perf_counter() - began) * 1e6 / len(scenario.graph.tasks))
     return statistics.median(took)
+
+
+def executor_us(devices: int) -> float:
+    """Of a step that does nothing, in the executor: chains over so many devices, each waiting for
+    the one before it on another device.
+    """
+    names = [f"device {i}" for i in range(devices)]
+    steps = [
+        Step(
+            Task(str(i), "u", 1, after=(Edge(i - 1),) if i else ()), _nothing, names[i % devices], 1
+        )
+        for i in range(STEPS)
+    ]
+    executor, times = Executor(), []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        executor.run(steps)
+        times.append((time.perf_counter() - began) / STEPS * 1e6)
+    return statistics.median(times)
+
+
+def _nothing(_: str) -> None:
+    """A step's work."""
 
 
 def main() -> None:
@@ -78,8 +105,19 @@ def main() -> None:
     us = overhead_us(largest)
     print(f"\nplans took {statistics.median(plan_s):.2f} s, at most {max(plan_s):.2f} s")
     print(f"the dispatcher took {us:.1f} us a task, of {len(largest.graph.tasks)} tasks")
+    handed = {devices: round(executor_us(devices), 1) for devices in (1, 2, 3)}
+    print(
+        f"the executor took {handed[1]} us a step on one device, {handed[2]} and {handed[3]} where "
+        "each hands over to another one, of 2 and of 3"
+    )
     print(f"{processor()}, Python {sys.version.split()[0]}")
-    document = {"scenarios": rows, "ablation": ablation(), "dispatch_us": us, "plan_s": plan_s}
+    document = {
+        "scenarios": rows,
+        "ablation": ablation(),
+        "dispatch_us": us,
+        "plan_s": plan_s,
+        "executor_us": handed,
+    }
     print(json.dumps(document, sort_keys=True))
 
 
