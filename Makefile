@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules bench-schedule soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
+.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules bench-schedule bench-devices soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -189,6 +189,11 @@ bench-rules: $(VENV)/.runtime  ## what one more rule over a picture costs (BUNDL
 
 bench-schedule: $(VENV)/.runtime  ## plans beside what is possible, in scenarios from published costs (BENCH_ARGS="--only pictures")
 	$(BIN)/python tests/bench/schedule.py $(BENCH_ARGS)
+
+bench-devices: $(VENV)-swiftshader/.stamp  ## the nano judge on three providers at once, beside one and in order (BENCH_ARGS="--rounds 3")
+	$(VENV)-swiftshader/bin/python tests/real_devices.py
+	VK_DRIVER_FILES=$(SWIFTSHADER) $(VENV)-swiftshader/bin/python tests/bench/devices.py \
+		--bundle build/providers/nano6 $(BENCH_ARGS) $(NANO)/samples/chat.jpg $(NANO)/samples/bar.jpg
 
 bench-recipes: $(VENV)/.runtime  ## one judge in several recipes, side by side (BUNDLES="A B ...")
 	$(BIN)/python tests/bench/recipes.py $(BUNDLES)

@@ -37,7 +37,7 @@ def fetch(wanted: str, out: Path) -> Path:
     ending = re.compile(rf"{re.sub('[-_.]+', '[-_.]', name)}-{re.escape(version)}\.tar\.gz", re.I)
     for link in links:
         url, fragment = urldefrag(urljoin(page, link))
-        file = out / url.rsplit("/", 1)[-1]
+        file: Path = out / url.rsplit("/", 1)[-1]
         if not ending.fullmatch(file.name):
             continue
         if not file.exists():
