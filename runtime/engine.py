@@ -23,7 +23,7 @@ from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.labels import rule_texts, yes_probabilities
 from edgejudge.runtime.overflow import check_overflow
 from edgejudge.runtime.session import default_threads
-from edgejudge.runtime.settings import Settings, kept_settings
+from edgejudge.runtime.settings import Settings, costs_file, kept_settings
 from edgejudge.runtime.stages import DecoderPass, Stages, Views
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.tree import Pass, causal, even_parts, plan_passes
@@ -110,9 +110,10 @@ class Engine:
         """Takes what `edgejudge tune --costs` kept for the bundle and the devices in use: a device
         that has become slow is noticed from now on, and left where another one is quicker.
         """
-        from edgejudge.runtime.predicted import Predicted
+        if costs_file(self.bundle).exists():
+            from edgejudge.runtime.predicted import Predicted
 
-        self.stages.expect(Predicted.kept(self.bundle, self.fleet))
+            self.stages.expect(Predicted.kept(self.bundle, self.fleet))
 
     def new_trace(self) -> Trace:
         """For a request, to be put in place of `trace` while the request has the engine."""

@@ -11,11 +11,14 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from edgejudge.runtime.scheduling.dispatch import Dispatcher
-from edgejudge.runtime.scheduling.drift import Replanner
 from edgejudge.runtime.scheduling.graph import Task, TaskGraph
 from edgejudge.runtime.scheduling.limits import Limits
+
+if TYPE_CHECKING:
+    from edgejudge.runtime.scheduling.drift import Replanner
 
 __all__ = ["Executor", "Step"]
 
@@ -60,7 +63,7 @@ class _Board:
     """What the threads share with the Executor, whose end ends them."""
 
     dispatcher: Dispatcher
-    replanner: Replanner | None = None
+    replanner: "Replanner | None" = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     more: threading.Condition = field(init=False)  # there may be something ready
     steps: dict[int, tuple[Step, _Call]] = field(default_factory=dict)  # that have not begun
@@ -86,7 +89,7 @@ class Executor:
         with self._board.lock:
             return len(self._board.dispatcher.requests)
 
-    def replan(self, replanner: Replanner | None) -> None:
+    def replan(self, replanner: "Replanner | None") -> None:
         """From now on compares what steps take with what was predicted, and moves what has not
         begun where that ends sooner; None does not.
         """

@@ -15,10 +15,9 @@ from edgejudge.runtime.scheduling.drift import Replanner
 from edgejudge.runtime.scheduling.graph import Task
 from edgejudge.runtime.scheduling.kept import kept_profile
 from edgejudge.runtime.scheduling.profile import Profile, ProfileError
+from edgejudge.runtime.session import CPU_DEVICE
 
-__all__ = ["CPU_DEVICE", "Predicted"]
-
-CPU_DEVICE = "cpu"  # the executor's name for the processor
+__all__ = ["Predicted"]
 
 
 @dataclass(slots=True)

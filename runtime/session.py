@@ -19,9 +19,10 @@ from edgejudge.printable import brief
 from edgejudge.runtime.placement import Device
 from edgejudge.runtime.provider import open_inner
 
-__all__ = ["CPU", "Session", "default_threads", "first_line", "open_session"]
+__all__ = ["CPU", "CPU_DEVICE", "Session", "default_threads", "first_line", "open_session"]
 
 CPU = "CPUExecutionProvider"
+CPU_DEVICE = "cpu"  # what spans and steps call the processor
 # As ONNX Runtime calls them.
 _TYPES = {
     **{name: f"tensor({name})" for name in ("int8", "uint8", "int16", "uint16")},

@@ -18,7 +18,7 @@ from edgejudge.errors import BundleError
 from edgejudge.file_bytes import file_bytes
 from edgejudge.runtime.session import default_threads
 
-__all__ = ["Settings", "keep_settings", "kept_settings", "machine", "processor"]
+__all__ = ["Settings", "costs_file", "keep_settings", "kept_settings", "machine", "processor"]
 
 _SCHEMA_VERSION = 1
 _MOST = 1 << 20
@@ -68,6 +68,11 @@ def keep_settings(bundle: Bundle, settings: Settings) -> Path:
 
 def _file(bundle: Bundle) -> Path:
     return cache_folder() / "tuning" / f"{bundle.fingerprint}.json"
+
+
+def costs_file(bundle: Bundle) -> Path:
+    """Where `edgejudge tune --costs` keeps what it measured."""
+    return cache_folder() / "costs" / f"{bundle.fingerprint}.json"
 
 
 def machine() -> dict[str, str | int]:

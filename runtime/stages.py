@@ -9,7 +9,7 @@ at once. Does not know what tokens mean, or what is held in a cache.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,14 @@ from edgejudge.runtime.embeddings import check_visual
 from edgejudge.runtime.executor import Executor, Step
 from edgejudge.runtime.fleet import Fleet
 from edgejudge.runtime.kv_cache import KvCache
-from edgejudge.runtime.predicted import CPU_DEVICE, Predicted
 from edgejudge.runtime.scheduling.graph import Edge, Task
 from edgejudge.runtime.scheduling.limits import Limits
-from edgejudge.runtime.session import CPU, Session, open_session
+from edgejudge.runtime.session import CPU, CPU_DEVICE, Session, open_session
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.views import in_groups
+
+if TYPE_CHECKING:
+    from edgejudge.runtime.predicted import Predicted
 
 __all__ = ["PATCHES", "DecoderPass", "Stages", "Views"]
 
@@ -92,7 +94,7 @@ class Stages:
     # Stage, or part of it -> provider that ran it last, of stages used.
     placement: dict[str, str] = field(default_factory=dict)
     executor: Executor = field(init=False)
-    predicted: Predicted | None = None  # where the costs of this bundle's stages were measured
+    predicted: "Predicted | None" = None  # where the costs of this bundle's stages were measured
     sessions: dict[tuple[str, int | None], Session] = field(default_factory=dict)
     _opening: Lock = field(default_factory=Lock)
 
@@ -100,7 +102,7 @@ class Stages:
         # Hidden states of a pass lie between two parts: of so many passes at once, and no more.
         self.executor = Executor(Limits(chunks=len(self.bundle.manifest.parts) + 1))
 
-    def expect(self, predicted: Predicted | None) -> None:
+    def expect(self, predicted: "Predicted | None") -> None:
         """What steps should take from now on; what takes much longer is noticed, and done elsewhere
         where that ends sooner.
         """

@@ -23,6 +23,7 @@ LEAVES = {
     "edgejudge.errors",
     "edgejudge.file_bytes",
     "edgejudge.hub_cache",
+    "edgejudge.lazy",
     "edgejudge.manifest",
     "edgejudge.manifest_check",
     "edgejudge.strict_json",

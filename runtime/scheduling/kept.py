@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from edgejudge.bundle import Bundle, cache_folder, keep_json
+from edgejudge.bundle import Bundle, keep_json
 from edgejudge.runtime.scheduling.profile import Profile, ProfileError
-from edgejudge.runtime.settings import machine
+from edgejudge.runtime.settings import costs_file, machine
 
 __all__ = ["here", "keep_profile", "kept_profile"]
 
@@ -27,7 +27,7 @@ def kept_profile(bundle: Bundle, versions: Mapping[str, str] | None = None) -> P
     another version, or of a provider that is not here, is left out. None leaves none out.
     """
     with contextlib.suppress(ProfileError):
-        found = Profile.read(_file(bundle))
+        found = Profile.read(costs_file(bundle))
         if found.machine == here() and found.bundle == bundle.fingerprint:
             return found if versions is None else _of_versions(found, versions)
     return None
@@ -35,7 +35,7 @@ def kept_profile(bundle: Bundle, versions: Mapping[str, str] | None = None) -> P
 
 def keep_profile(bundle: Bundle, profile: Profile) -> Path:
     """Written whole or not at all. Raises OSError."""
-    file = _file(bundle)
+    file = costs_file(bundle)
     own = replace(profile, bundle=bundle.fingerprint, machine=here())
     keep_json(file, own.to_json())
     return file
@@ -53,7 +53,3 @@ def _of_versions(profile: Profile, versions: Mapping[str, str]) -> Profile | Non
         links=tuple(link for link in profile.links if {link.source, link.target} <= names),
         weights=tuple(weight for weight in profile.weights if weight.device in names),
     )
-
-
-def _file(bundle: Bundle) -> Path:
-    return cache_folder() / "costs" / f"{bundle.fingerprint}.json"
