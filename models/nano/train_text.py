@@ -34,7 +34,7 @@ from words import Prompts
 LAYOUTS = (((3, 4), 9, 0.3), ((4, 3), 9, 0.25), ((4, 4), 7, 0.45))
 WHOLE = {(3, 4): 1800, (4, 3): 1580, (4, 4): 2500}  # pictures drawn whole, views and all
 # Share of the steps on mosaics, on whole pictures, on pairs of them.
-STEPS = {"mosaic": 0.25, "whole": 0.42, "pair": 0.33}
+STEPS = {"mosaic": 0.15, "whole": 0.5, "pair": 0.35}
 MOSAIC_QUESTIONS = 30
 PRESENCE, COUNTS, RELATIONS, PAIRS = 7, 4, 12, 6  # questions a picture, or pair
 WAKING = 150  # steps until text counts in full
