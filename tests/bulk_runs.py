@@ -51,6 +51,8 @@ class Runs:
 
     def begin(self, folder: Path, *arguments: object, **how: float) -> int:
         """The process of `screen` in a folder; its output goes to the files stdout and stderr."""
+        for name in ("stdout", "stderr"):  # an early kill leaves no time to
+            (folder / name).write_bytes(b"")
         wanted = {"folder": str(folder), "arguments": list(map(str, arguments)), "how": how}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(wanted) + "\n")

@@ -158,6 +158,12 @@ def test_what_is_no_results_file_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path / "none" / "rows.jsonl", IDENTITY)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_that_is_not_there_is_told(tmp_path: Path, form: str) -> None:
+    with pytest.raises(InputError, match="cannot be read: there is no such file"):
+        list(read_rows(tmp_path / f"rows.{form}"))
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_a_database_killed_while_it_was_made_has_no_rows(tmp_path: Path, log: bool) -> None:
     file = tmp_path / "rows.sqlite"

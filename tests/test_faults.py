@@ -316,8 +316,12 @@ def test_nothing_is_safe_because_a_device_failed(
     judge, _ = load(bundle, VISION)
     faults.run = ACTS["ours"]
 
-    def fail(*_: object, **__: object) -> Any:
-        raise ProviderError("the processor is lost too")
+    session = Stages.session
+
+    def fail(stages: Stages, stage: str, part: int | None = None, **more: Any) -> Any:
+        if stage == "vision":
+            raise ProviderError("the processor is lost too")
+        return session(stages, stage, part, **more)
 
     monkeypatch.setattr(Stages, "session", fail)
     found = judge.screen(pictures(1)[0], KITCHEN)

@@ -34,7 +34,7 @@ from edgejudge.runtime.scheduling.scenarios import (
     invented,
     scenarios,
 )
-from edgejudge.runtime.scheduling.simulate import Slow, Timeline
+from edgejudge.runtime.scheduling.simulator import Slow, Timeline
 
 
 @cache

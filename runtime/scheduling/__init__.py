@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgejudge.runtime.scheduling.limits import Limits
     from edgejudge.runtime.scheduling.planner import Plan, Planner
     from edgejudge.runtime.scheduling.profile import Profile, ProfileError
-    from edgejudge.runtime.scheduling.simulate import Timeline, simulate
+    from edgejudge.runtime.scheduling.simulator import Timeline, simulate
     from edgejudge.runtime.scheduling.workload import Sizes, Workload, read_workload
 
 __all__ = [
@@ -55,8 +55,8 @@ _HOMES = {
     "Planner": "planner",
     "Profile": "profile",
     "ProfileError": "profile",
-    "Timeline": "simulate",
-    "simulate": "simulate",
+    "Timeline": "simulator",
+    "simulate": "simulator",
     "Sizes": "workload",
     "Workload": "workload",
     "read_workload": "workload",

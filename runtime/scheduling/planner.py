@@ -25,7 +25,7 @@ from edgejudge.runtime.scheduling.limits import Limits, waits_for
 from edgejudge.runtime.scheduling.order import loads_ms
 from edgejudge.runtime.scheduling.profile import ProfileError
 from edgejudge.runtime.scheduling.schedule import Schedule, scheduled
-from edgejudge.runtime.scheduling.simulate import energy_mj
+from edgejudge.runtime.scheduling.simulator import energy_mj
 
 __all__ = ["OBJECTIVES", "Candidate", "Plan", "Planner"]
 

@@ -12,7 +12,7 @@ from edgejudge.runtime.scheduling.costs import Placed
 from edgejudge.runtime.scheduling.graph import TaskGraph
 from edgejudge.runtime.scheduling.limits import Limits, waits_for
 from edgejudge.runtime.scheduling.order import RULES, justified, ranks
-from edgejudge.runtime.scheduling.simulate import Timeline, simulate
+from edgejudge.runtime.scheduling.simulator import Timeline, simulate
 
 __all__ = ["Schedule", "scheduled"]
 
