@@ -21,6 +21,7 @@ from edgejudge.images import ImageInput, Limits
 from edgejudge.judging import Answerer, Found, Judging, Prepared, Spans, failing
 from edgejudge.models.image import preprocess
 from edgejudge.models.prompt import Prompts
+from edgejudge.models.vision_input import VisionInput
 from edgejudge.prefix_cache import KeptPrefix, PrefixCache
 from edgejudge.regions import Region
 from edgejudge.turns import Stop, Turns
@@ -171,15 +172,17 @@ class Prefixes(Judging):
         return key_of([*self._identity, repr(pixels.shape).encode(), pixels.data])
 
     def _encode(self, rgb: NDArray[np.uint8], trace: Spans) -> _Encoded:
-        with trace.span("preprocess"):
-            seen = preprocess(rgb, self._image_spec)
+        seen = self._preprocessed(rgb, trace)
         with self._encoding:
             return _Encoded(seen.rows, seen.cols, self._engine.encode_image(seen.feeds, trace))
 
     def _in_views(self, rgb: NDArray[np.uint8], trace: Spans) -> _Encoded:
-        with trace.span("preprocess"):
-            seen = preprocess(rgb, self._image_spec)
+        seen = self._preprocessed(rgb, trace)
         return _Encoded(seen.rows, seen.cols, self._engine.views(seen.feeds))
+
+    def _preprocessed(self, rgb: NDArray[np.uint8], trace: Spans) -> VisionInput:
+        with trace.span("preprocess"):
+            return preprocess(rgb, self._image_spec)
 
     def _prefix(self, made: Sequence[OneAhead]) -> _Had:
         """The pictures' prefix, where it came from, and how many of its tokens were there

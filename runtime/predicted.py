@@ -5,7 +5,7 @@ Does not measure, and runs nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 from edgejudge.bundle import Bundle
@@ -14,7 +14,7 @@ from edgejudge.runtime.scheduling.costs import Costs
 from edgejudge.runtime.scheduling.drift import Replanner
 from edgejudge.runtime.scheduling.graph import Task
 from edgejudge.runtime.scheduling.kept import kept_profile
-from edgejudge.runtime.scheduling.profile import Profile, ProfileError
+from edgejudge.runtime.scheduling.profile import ProfileError
 from edgejudge.runtime.session import CPU_DEVICE
 
 __all__ = ["Predicted"]
@@ -44,9 +44,7 @@ class Predicted:
             or (device.name in names and versions[device.provider] == device.version)
         )
         cpu = CPU_DEVICE
-        found = Costs(
-            _with(profile, {d.name: cpu if d.target == "cpu" else d.name for d in devices})
-        )
+        found = Costs(profile.of({d.name: cpu if d.target == "cpu" else d.name for d in devices}))
         wanted = {("vision", cpu)} | {(f"decoder.{p.index}", cpu) for p in bundle.manifest.parts}
         wanted |= {
             (stage if part is None else f"decoder.{part}", a.device.name)
@@ -78,24 +76,3 @@ class Predicted:
 
         self._replanner = Replanner(self.costs, fits)
         return self._replanner
-
-
-def _with(profile: Profile, names: Mapping[str, str]) -> Profile:
-    """These devices alone, by other names."""
-    return replace(
-        profile,
-        devices=tuple(replace(d, name=names[d.name]) for d in profile.devices if d.name in names),
-        rows=tuple(
-            replace(row, device=names[row.device]) for row in profile.rows if row.device in names
-        ),
-        links=tuple(
-            replace(link, source=names[link.source], target=names[link.target])
-            for link in profile.links
-            if link.source in names and link.target in names
-        ),
-        weights=tuple(
-            replace(weight, device=names[weight.device])
-            for weight in profile.weights
-            if weight.device in names
-        ),
-    )

@@ -45,11 +45,4 @@ def _of_versions(profile: Profile, versions: Mapping[str, str]) -> Profile | Non
     devices = tuple(d for d in profile.devices if versions.get(d.provider) == d.version)
     if not devices:
         return None
-    names = {device.name for device in devices}
-    return replace(
-        profile,
-        devices=devices,
-        rows=tuple(row for row in profile.rows if row.device in names),
-        links=tuple(link for link in profile.links if {link.source, link.target} <= names),
-        weights=tuple(weight for weight in profile.weights if weight.device in names),
-    )
+    return profile.of({device.name: device.name for device in devices})

@@ -6,8 +6,8 @@ not guess: looking a cost up is costs.py.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -122,6 +122,22 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = to_json(self)
         return value
+
+    def of(self, names: Mapping[str, str]) -> Self:
+        """These devices alone, by other names."""
+        return replace(
+            self,
+            devices=tuple(replace(d, name=names[d.name]) for d in self.devices if d.name in names),
+            rows=tuple(replace(r, device=names[r.device]) for r in self.rows if r.device in names),
+            links=tuple(
+                replace(link, source=names[link.source], target=names[link.target])
+                for link in self.links
+                if link.source in names and link.target in names
+            ),
+            weights=tuple(
+                replace(w, device=names[w.device]) for w in self.weights if w.device in names
+            ),
+        )
 
     def device(self, name: str) -> DeviceRecord:
         return next(device for device in self.devices if device.name == name)
