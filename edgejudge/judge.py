@@ -23,6 +23,7 @@ from edgejudge.errors import BundleError, InputError
 from edgejudge.goldens import check_canary
 from edgejudge.images import DEFAULT_LIMITS, ImageInput, Limits
 from edgejudge.models.prompt import Prompts
+from edgejudge.placed_work import PlacedWork
 from edgejudge.plan import Plan, make_plan
 from edgejudge.plan_options import (
     calibrated,
@@ -60,7 +61,7 @@ def default_bundle() -> Path:
     return Path(edgejudge.models.__file__).parent / "nano" / "bundle"
 
 
-class Judge(Calls, Writes):
+class Judge(Calls, Writes, PlacedWork):
     """Safe to use from several threads: one at a time has the engine, first come, first served."""
 
     def __init__(
@@ -326,11 +327,6 @@ class Judge(Calls, Writes):
             raise InputError(
                 "memory_budget", f"regions need the whole decoder in memory{WITHOUT_BUDGET}"
             )
-
-    def revive_devices(self) -> None:
-        """Devices that failed too often, or did not end, are asked again from now on."""
-        if not isinstance(self.engine, BatchScorer):
-            self.engine.fleet.revive()
 
     def language_priors(
         self, policy: PolicyLike = "stickers", timeout: float | None = None

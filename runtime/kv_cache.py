@@ -17,7 +17,7 @@ from edgejudge.errors import InputError
 __all__ = ["KvCache"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class KvCache:
     """BNSH buffers [1, kv_heads, capacity, head_dim] of `layers` layers; capacity is one of
     `buckets`.

@@ -11,7 +11,7 @@ from typing import Self
 from edgejudge.bundle import Bundle
 from edgejudge.runtime.fleet import Fleet
 from edgejudge.runtime.scheduling.costs import Costs
-from edgejudge.runtime.scheduling.drift import Replanner
+from edgejudge.runtime.scheduling.drift import MUCH, Replanner
 from edgejudge.runtime.scheduling.graph import Task
 from edgejudge.runtime.scheduling.kept import kept_profile
 from edgejudge.runtime.scheduling.profile import ProfileError
@@ -22,9 +22,12 @@ __all__ = ["Predicted"]
 
 @dataclass(slots=True)
 class Predicted:
-    """`costs` call the processor `CPU_DEVICE`."""
+    """`costs` call the processor `CPU_DEVICE`. Those that the engine `began` with stay when costs
+    are measured again: a device that was slow then too is not as fast as it was thought to be.
+    """
 
     costs: Costs
+    began: Costs
     _replanner: Replanner | None = field(default=None)
 
     @classmethod
@@ -55,18 +58,28 @@ class Predicted:
             known = all(device in found.devices_for(unit) for unit, device in wanted)
         except ProfileError:
             return None
-        return cls(found) if known else None
+        return cls(found, found) if known else None
 
     def ms(self, task: Task, device: str) -> float:
         factor = 1.0 if self._replanner is None else self._replanner.factor(device)
-        return factor * self.costs.ms(task.unit, device, task.tokens, task.past)
+        return factor * _ms(self.costs, task, device)
 
     def device(self, task: Task, devices: Sequence[str]) -> str:
         """The first, unless it has become slower than another one is."""
         first = devices[0]
-        if self._replanner is None or self._replanner.factor(first) <= 1:
+        if self.ms(task, first) < MUCH * _ms(self.began, task, first):
             return first
         return min(devices, key=lambda device: self.ms(task, device))
+
+    @property
+    def left(self) -> bool:
+        """Whether a device may have been left for being slow."""
+        slow = (
+            self.ms(task, row.device) >= MUCH * _ms(self.began, task, row.device)
+            for row in self.began.profile.rows
+            for task in [Task("", row.unit, row.tokens, row.past)]
+        )
+        return any(slow)
 
     def replanner(self, may_run: Callable[[str, str], bool]) -> Replanner:
         """`may_run` says whether a unit has graphs on a device."""
@@ -76,3 +89,7 @@ class Predicted:
 
         self._replanner = Replanner(self.costs, fits)
         return self._replanner
+
+
+def _ms(costs: Costs, task: Task, device: str) -> float:
+    return costs.ms(task.unit, device, task.tokens, task.past)

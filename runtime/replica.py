@@ -6,6 +6,7 @@ Does not know tokens, sessions or devices.
 """
 
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,8 +49,8 @@ class Moved:
 
 @dataclass(slots=True)
 class Replica:
-    """The first `valid` rows of the cache for the layers of one part; what lies behind them is
-    hidden by masks, and finite.
+    """The first `valid` rows of the cache that was brought last, for the layers of one part; what
+    lies behind them is hidden by masks, and finite.
     """
 
     kv: KvRecord
@@ -58,9 +59,12 @@ class Replica:
     valid: int = 0
     moved: Moved = field(default_factory=Moved)
     _held: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
+    _of: "weakref.ref[KvCache] | None" = None
 
     def bring(self, cache: KvCache, rows: int, capacity: int) -> int:
         """Makes its first `rows` rows those of the cache; gives how many were converted."""
+        if self._of is None or self._of() is not cache:
+            self._of, self.valid = weakref.ref(cache), 0
         if capacity != self.capacity:
             self._resize(capacity)
         self.valid = begin = min(self.valid, rows)

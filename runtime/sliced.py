@@ -2,13 +2,15 @@
 
 Takes an opened bundle, how many bytes the process may take, and requests; gives label logits. What
 layers hand to the next ones waits on disk, keys and values live as long as the layers that made
-them. Weights are read again for each batch, so large batches are cheaper. Knows no policy.
+them. Weights are read again for each batch, so large batches are cheaper. An executor does it, one
+step after another: a slice's loading, then each picture's way through it. Knows no policy.
 """
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,11 +23,13 @@ from edgejudge.models.fitting import check_fit
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.decoding import PassFeeds, check_positions, run_layers
 from edgejudge.runtime.embeddings import Embeddings
+from edgejudge.runtime.executor import Executor, Step
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.labels import yes_probabilities
 from edgejudge.runtime.memory import Room, fits, free_unused, most_pixels
 from edgejudge.runtime.overflow import check_overflow
-from edgejudge.runtime.session import CPU, Session, default_threads, open_session
+from edgejudge.runtime.scheduling.graph import Edge, Task
+from edgejudge.runtime.session import CPU, CPU_DEVICE, Session, default_threads, open_session
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.tree import Pass, causal, even_parts, plan_passes
 from edgejudge.runtime.views import in_groups
@@ -86,6 +90,7 @@ class SlicedEngine:
     _embeddings: Embeddings
     interrupt: Callable[[], None] | None = None  # called before each pass, which it may prevent
     placement: dict[str, str] = field(default_factory=dict)
+    executor: Executor = field(default_factory=Executor)
 
     @classmethod
     def open(cls, bundle: Bundle, budget: int, threads: int | None = None) -> Self:
@@ -151,17 +156,19 @@ class SlicedEngine:
         return picture
 
     def _encode(self, pictures: Sequence[_Picture]) -> None:
-        def work(_: PartRecord, session: Session) -> None:
+        def ready(_: PartRecord, session: Session) -> Callable[[_Picture], None]:
             names = [tensor.name for tensor in session.graph.inputs]
-            for picture in _left(pictures):
-                with _failing(picture), picture.request.trace.span("vision", "cpu"):
-                    for group in range(picture.groups):
-                        self._may_go_on()
-                        feeds = {name: picture.get(f"{name}.{group}") for name in names}
-                        (out,) = session.run(feeds)
-                        picture.put(f"hidden.{group}", out)
 
-        self._through("vision", self.bundle.manifest.vision_slices, pictures, work)
+            def work(picture: _Picture) -> None:
+                for group in range(picture.groups):
+                    self._may_go_on()
+                    feeds = {name: picture.get(f"{name}.{group}") for name in names}
+                    (out,) = session.run(feeds)
+                    picture.put(f"hidden.{group}", out)
+
+            return work
+
+        self._through("vision", self.bundle.manifest.vision_slices, pictures, ready)
 
     def _visual(self, picture: _Picture) -> NDArray[np.float32]:
         groups = [picture.get(f"hidden.{group}") for group in range(picture.groups)]
@@ -175,15 +182,13 @@ class SlicedEngine:
             with _failing(picture):
                 longest = max(longest, self._embed(picture))
 
-        def work(part: PartRecord, session: Session) -> None:
+        def ready(part: PartRecord, session: Session) -> Callable[[_Picture], None]:
             cache = self._cache(part)
             cache.buckets = (longest,)  # of the batch: not a row more than it needs
             cache.reserve(longest)
-            for picture in _left(pictures):
-                with _failing(picture), picture.request.trace.span("decoder", "cpu"):
-                    self._run(picture, part, session, cache)
+            return lambda picture: self._run(picture, part, session, cache)
 
-        self._through("decoder", self.bundle.manifest.decoder_slices, pictures, work)
+        self._through("decoder", self.bundle.manifest.decoder_slices, pictures, ready)
 
     def _embed(self, picture: _Picture) -> int:
         """Puts down what the first layers take; gives how many tokens the cache must hold."""
@@ -249,38 +254,67 @@ class SlicedEngine:
         stage: str,
         slices: Sequence[PartRecord],
         pictures: Sequence[_Picture],
-        work: Callable[[PartRecord, Session], None],
+        ready: Callable[[PartRecord, Session], Callable[[_Picture], None]],
     ) -> None:
-        """`work` with one slice after another, each freed before the next is loaded, while a
-        picture is left. Loading is timed as that of the first one.
+        """Each picture that is left through what a loaded slice was made `ready` for, one slice
+        after another, each freed before the next is loaded. Loading is timed as that of the first
+        one.
         """
+        loaded: list[Callable[[_Picture], None]] = []
+
+        def load(part: PartRecord) -> None:
+            loaded.clear()
+            free_unused()
+            for first in _left(pictures)[:1]:
+                session = self._open(f"{stage}_slice", part.index, first.request.trace)
+                loaded.append(ready(part, session))
+
+        def go(picture: _Picture) -> None:
+            for work in loaded if picture.failure is None else ():
+                with _failing(picture), picture.request.trace.span(stage, CPU_DEVICE):
+                    work(picture)
+
+        steps: list[tuple[str, Callable[[], None]]] = []
         for part in slices:
-            left = _left(pictures)
-            if not left:
-                return
-            work(part, self._open(f"{stage}_slice", part.index, left[0].request.trace))
+            unit = f"{stage}.{part.index}"
+            steps.append((unit, partial(load, part)))
+            steps += [(unit, partial(go, picture)) for picture in pictures]
+        try:
+            self._do(steps)
+        finally:
+            loaded.clear()
             free_unused()
 
+    def _do(self, works: Sequence[tuple[str, Callable[[], None]]]) -> None:
+        """Each by the unit whose work it is, after the one before."""
+        steps = []
+        for number, (unit, work) in enumerate(works):
+            after = (Edge(number - 1, 0),) if number else ()
+            task = Task(f"{unit} {number}", unit, 1, after=after)
+            steps.append(Step(task, partial(_called, work), CPU_DEVICE, 1.0))
+        self.executor.run(steps)
+
     def _open(self, stage: str, part: int | None, trace: Trace) -> Session:
-        with trace.span("load", "cpu"):
+        with trace.span("load", CPU_DEVICE):
             graph = self.bundle.graph(_TARGET, stage, part)
             session = open_session(self.bundle, graph, CPU, self.threads, lean=True)
         self.placement[stage] = session.provider
         return session
 
     def _logits(self, pictures: Sequence[_Picture]) -> list[NDArray[np.float32] | EdgeJudgeError]:
-        found: list[NDArray[np.float32] | EdgeJudgeError] = []
-        session: Session | None = None
-        for picture in pictures:
-            if picture.failure is not None:
-                found.append(picture.failure)
-                continue
+        found: dict[int, NDArray[np.float32]] = {}
+        sessions: list[Session] = []
+
+        def head(picture: _Picture) -> None:
             trace = picture.request.trace
-            session = session or self._open("verdict_head", None, trace)
-            with trace.span("verdict_head", "cpu"):
-                (logits,) = session.run({"hidden": picture.ends})
-            found.append(np.ascontiguousarray(logits, np.float32))
-        return found
+            if not sessions:
+                sessions.append(self._open("verdict_head", None, trace))
+            with trace.span("verdict_head", CPU_DEVICE):
+                (logits,) = sessions[0].run({"hidden": picture.ends})
+            found[id(picture)] = np.ascontiguousarray(logits, np.float32)
+
+        self._do([("verdict_head", partial(head, picture)) for picture in _left(pictures)])
+        return [p.failure or found[id(p)] for p in pictures]
 
     def _may_go_on(self) -> None:
         if self.interrupt is not None:
@@ -291,7 +325,8 @@ class SlicedEngine:
 def _scratch() -> Iterator[Path]:
     """A folder of its own under TMPDIR, gone afterwards."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix="edgejudge-")
+        # Who is called off twice does not wait for what runs, which may write once more.
+        folder = tempfile.TemporaryDirectory(prefix="edgejudge-", ignore_cleanup_errors=True)
     except OSError as error:
         raise _no_room(error) from None
     with folder as path:
@@ -304,6 +339,10 @@ def _no_room(error: OSError) -> InputError:
         "what layers hand on could not be written to the folder for temporary files "
         f"({error.strerror or error}); make room there, or set TMPDIR to another one",
     )
+
+
+def _called(work: Callable[[], None], _: str) -> None:
+    work()
 
 
 def _left(pictures: Sequence[_Picture]) -> list[_Picture]:

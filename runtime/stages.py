@@ -95,6 +95,7 @@ class Stages:
     placement: dict[str, str] = field(default_factory=dict)
     executor: Executor = field(init=False)
     predicted: "Predicted | None" = None  # where the costs of this bundle's stages were measured
+    drifted: Callable[[], None] = lambda: None  # told when a device is slower or faster than that
     sessions: dict[tuple[str, int | None], Session] = field(default_factory=dict)
     _opening: Lock = field(default_factory=Lock)
 
@@ -106,6 +107,8 @@ class Stages:
         """What steps should take from now on; what takes much longer is noticed, and done elsewhere
         where that ends sooner.
         """
+        if predicted is not None and self.predicted is not None:
+            predicted.began = self.predicted.began
         self.predicted = predicted
         self.executor.replan(None if predicted is None else predicted.replanner(self._may_run))
 
@@ -131,24 +134,29 @@ class Stages:
         stage: str = "decoder",
         views: Views | None = None,
         check: Callable[[], None] | None = None,
+        wanted: str | None = None,
     ) -> None:
         """Encodes what of the views is missing, and runs the passes one behind the other, each over
         the rows that those before it wrote; the cursor stays. `check` may prevent each from
-        beginning by raising.
+        beginning by raising. What the device `wanted` has graphs for is done by it, when nobody
+        else has work for it.
         """
-        self._open_first(trace, stage if passes else None, views)
-        make = _Steps(self, trace, trace.innermost, cache, stage, check)
+        if wanted is None:
+            self._open_first(trace, stage if passes else None, views)
+        make = _Steps(self, trace, trace.innermost, cache, stage, check, wanted)
         if views is not None:
             # Beside the passes it is a stage of its own, not a part of theirs.
             make.encode(views, None if passes else make.inside)
         make.decode(passes)
         # A picture that is encoded by itself is for later: another one may have the engine.
-        self._do(make.steps, trace, ahead=not passes)
+        self._do(make.steps, trace, ahead=not passes or wanted is not None)
 
     def alone(
-        self, stage: str, name: str, value: NDArray[Any], trace: Trace
+        self, stage: str, name: str, value: NDArray[Any], trace: Trace, ahead: bool = False
     ) -> NDArray[np.float32]:
-        """What a graph of one input and one output gives, on the processor."""
+        """What a graph of one input and one output gives, on the processor; `ahead` when nobody
+        else has work for it.
+        """
         session = self.session(stage, trace=trace)
         found: list[NDArray[Any]] = []
 
@@ -159,7 +167,7 @@ class Stages:
 
         inside = trace.innermost
         task = Task(stage, stage, len(value))
-        self._do([Step(task, run, CPU_DEVICE, self._ms(task, CPU_DEVICE))], trace)
+        self._do([Step(task, run, CPU_DEVICE, self._ms(task, CPU_DEVICE))], trace, ahead)
         return np.ascontiguousarray(found[0], np.float32)
 
     def ran(self, name: str, where: str, trace: Trace) -> None:
@@ -185,12 +193,22 @@ class Stages:
             self.sessions = {k: v for k, v in self.sessions.items() if stage and k[0] != stage}
 
     def step(
-        self, stage: str, part: int | None, task: Task, run: Callable[[str], None], trace: Trace
+        self,
+        stage: str,
+        part: int | None,
+        task: Task,
+        run: Callable[[str], None],
+        trace: Trace,
+        wanted: str | None = None,
     ) -> Step:
-        """On the first device that has the stage, or on another one where that is slower now."""
+        """On the first device that has the stage, or on another one where that is slower now, or on
+        the one that is wanted.
+        """
         devices = [*self.fleet.devices(stage, part, trace), CPU_DEVICE]
         device = devices[0]
-        if self.predicted is not None:
+        if wanted in devices and (wanted != CPU_DEVICE or (self.own(stage), part) in self.sessions):
+            device = wanted  # no graph is loaded for it alone
+        elif self.predicted is not None:
             device = self.predicted.device(task, devices)
         return Step(task, run, device, self._ms(task, device))
 
@@ -250,6 +268,7 @@ class Stages:
     def _do(self, steps: Sequence[Step], trace: Trace, ahead: bool = False) -> None:
         def told(text: str) -> None:
             trace.marks.append(("device_drift", text))
+            self.drifted()
 
         self.executor.run(steps, told, self.fleet.give_up, ahead)
 
@@ -288,13 +307,15 @@ class _Steps:
     cache: KvCache
     stage: str
     check: Callable[[], None] | None
+    wanted: str | None
     steps: list[Step] = field(default_factory=list)
     _views: dict[int, int] = field(default_factory=dict)  # group -> its step
 
     def encode(self, views: Views, inside: int | None) -> None:
         view = self.stages.spec.visual_tokens or 256
         for place in views.missing:
-            task = Task(f"views {place}", "vision", max(1, round(views.sizes[place] / view)))
+            count = max(1, round(views.sizes[place] / view))
+            task = Task(f"views {place}", "vision", count, fixed=self.wanted is not None)
             self._views[place] = len(self.steps)
             self._add("vision", None, task, self._encoding(views, place, inside))
 
@@ -318,14 +339,15 @@ class _Steps:
                     one.begin,
                     tuple(edges),
                     chunk=number,
-                    cached=True,
+                    cached=self.wanted is None,  # else nobody waits for its cache
+                    fixed=self.wanted is not None,
                 )
                 own.append(len(self.steps))
                 self._add(self.stage, part.index, task, self._decoding(one, part))
             before = own
 
     def _add(self, stage: str, part: int | None, task: Task, run: Callable[[str], None]) -> None:
-        self.steps.append(self.stages.step(stage, part, task, run, self.trace))
+        self.steps.append(self.stages.step(stage, part, task, run, self.trace, self.wanted))
 
     def _needed(self, one: DecoderPass, width: int) -> list[Edge]:
         return [Edge(self._views[v], one.tokens * width) for v in one.views if v in self._views]

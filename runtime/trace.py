@@ -97,6 +97,15 @@ class Trace:
             out[s.name] = out.get(s.name, 0.0) + s.ms
         return out
 
+    def spent(self, name: str, device: str) -> dict[int | None, float]:
+        """Milliseconds of a device's spans of one name, by the part that they are of."""
+        out: dict[int | None, float] = {}
+        for s in self._spans:
+            if (s.name, s.device) == (name, device):
+                part = s.counts.get("part")
+                out[part] = out.get(part, 0.0) + s.ms
+        return out
+
     def clear(self) -> None:
         """Forgets finished spans; only between requests, when none is open."""
         assert not self._open, "a span is open"

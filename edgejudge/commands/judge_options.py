@@ -55,6 +55,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how long one run on another device may take before it is passed over (default: 120)",
     )
     parser.add_argument(
+        "--remeasure",
+        action="store_true",
+        help="measure the costs of `edgejudge tune --costs` again, beside the work, when a device "
+        "is slower or faster than they say",
+    )
+    parser.add_argument(
         "--memory-budget",
         type=size,
         metavar="SIZE",
@@ -133,6 +139,8 @@ def open_judge(args: argparse.Namespace) -> "tuple[Any, Any, str | Policy]":
         deadline=args.deadline,
         calibration=args.calibration,
     )
+    if args.remeasure:
+        judge.remeasure(on_drift=True, told=_tell)
     policy = strictly(args.policy, dict(args.strictness))
     assert isinstance(policy, str | Policy)  # as the command line has it
     asked: Any = cascade.behind(judge, args)
@@ -150,6 +158,10 @@ def open_judge(args: argparse.Namespace) -> "tuple[Any, Any, str | Policy]":
             stays = "; it stays uncertain" if note.code == "unknown_concept" else ""
             print(f"warning: {printable(note.message)}{stays}", file=sys.stderr)
     return asked, plan, policy
+
+
+def _tell(sentence: str) -> None:
+    print(printable(sentence), file=sys.stderr, flush=True)
 
 
 def results_alone(args: argparse.Namespace) -> AbstractContextManager[object]:

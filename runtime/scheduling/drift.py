@@ -12,11 +12,11 @@ from edgejudge.runtime.scheduling.costs import Costs
 from edgejudge.runtime.scheduling.dispatch import Dispatcher
 from edgejudge.runtime.scheduling.order import list_schedule, makespan_ms, ranks
 
-__all__ = ["Replanner"]
+__all__ = ["MUCH", "Replanner"]
 
 _FADES = 0.7  # a task's weight after each later one
 _FEWEST = 3  # tasks before anything is concluded
-_MUCH = 1.25  # times longer, or shorter, than predicted
+MUCH = 1.25  # times longer, or shorter, than predicted
 _WORTH = 0.98  # of the time that is left: what gains less is not moved
 
 
@@ -60,7 +60,7 @@ class Replanner:
         if seen.count < _FEWEST or seen.predicted_ms <= 0:
             return []
         ratio = seen.took_ms / seen.predicted_ms
-        if 1 / _MUCH <= ratio <= _MUCH:
+        if 1 / MUCH <= ratio <= MUCH:
             return []
         factor = max(seen.factor * ratio, 1e-3)
         self._seen[device] = _Seen(factor=factor)
@@ -103,7 +103,7 @@ class _Rest:
         replanner: Replanner,
     ) -> None:
         self.dispatcher, self.where, self.replanner = dispatcher, where, replanner
-        self.tasks = dispatcher.waiting()
+        self.tasks = {n: task for n, task in dispatcher.waiting().items() if not task.fixed}
         self.device = {number: dispatcher.device(number) for number in self.tasks}
         place = {number: i for i, number in enumerate(self.tasks)}
         self.after = [

@@ -27,7 +27,7 @@ class Task:
     `unit` is what placement decides: all tasks of one unit run on one device. `tokens` (crops, for
     vision) and `past` tokens before them are the shape that a cost is measured for. `cached` tasks
     use the keys and values of their unit, of which a request has its own; `chunk` counts from 0
-    within a request.
+    within a request. `fixed` tasks, all of a request or none, stay where they were given to.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Task:
     request: int = 0
     chunk: int = 0
     cached: bool = False
+    fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
