@@ -96,7 +96,7 @@ class Remeasuring:
     def _once(self) -> str | None:
         """A sentence about it; None when it was stopped."""
         bundle = self._engine.bundle
-        profile = kept_profile(bundle)
+        profile = kept_profile(bundle, threads=self._engine.threads)
         if profile is None:
             return "what was measured for this bundle is no longer kept here"
         source = profile.source.split("; measured again")[0]

@@ -83,14 +83,16 @@ def measure_costs(
     place: str | None = None,
     rounds: int = 5,
     progress: Callable[[str], None] = lambda _: None,
+    threads: int | None = None,
 ) -> Measured:
-    """`place` says which devices beside the processor are measured, as for judging; None takes one
-    for each target that the bundle has graphs for and that is here. Raises InputError for less than
-    one round, and with `place` what placing raises.
+    """With as many `threads` as a judge has, or these. `place` says which devices beside the
+    processor are measured, as for judging; None takes one for each target that the bundle has
+    graphs for and that is here. Raises InputError for less than one round, and with `place` what
+    placing raises.
     """
     if rounds < 1:
         raise InputError("usage", f"--rounds must be at least 1, got {rounds}")
-    engine = Engine.open(bundle)
+    engine = Engine.open(bundle, threads=threads)
     bench, name = UnitBench.of(engine), f"cpu:{CPU}"
     progress(name)
     own_rows = _Rows(bench, CPU_DEVICE, name, rounds)
@@ -142,7 +144,8 @@ def measure_costs(
     told = "watts of the CPU by its counters, others" if watts else "watts"
     source = f"edgejudge tune --costs, {rounds} runs of each shape; {told} are a stated model's"
     here_are = tuple(devices), tuple(found), tuple(links)
-    profile = Profile(SCHEMA_VERSION, source, bundle.fingerprint, {}, *here_are, ())
+    machine = {"threads": str(engine.threads)}
+    profile = Profile(SCHEMA_VERSION, source, bundle.fingerprint, machine, *here_are, ())
     return Measured(profile, tuple(left_out))
 
 

@@ -113,7 +113,7 @@ class Engine:
         if costs_file(self.bundle).exists():
             from edgejudge.runtime.predicted import Predicted
 
-            self.stages.expect(Predicted.kept(self.bundle, self.fleet))
+            self.stages.expect(Predicted.kept(self.bundle, self.fleet, self.threads))
 
     def new_trace(self) -> Trace:
         """For a request, to be put in place of `trace` while the request has the engine."""

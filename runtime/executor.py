@@ -70,6 +70,7 @@ class _Board:
     calls: int = 0
     closed: bool = False
     threads: dict[str, threading.Thread] = field(default_factory=dict)
+    ran: set[tuple[str, str]] = field(default_factory=set)  # units, and where
 
     def __post_init__(self) -> None:
         self.more = threading.Condition(self.lock)
@@ -180,12 +181,13 @@ def _work(board: _Board, device: str) -> None:
             if error is not None:
                 call.error = call.error or error
                 _call_off(board, call)
-            elif board.replanner is not None:
+            elif board.replanner is not None and (step.task.unit, device) in board.ran:
                 where = {n: d for c in _calls(board, call) for n, d in c.where.items()}
                 for sentence in board.replanner.finished(
                     board.dispatcher, where, device, predicted_ms, took_ms
                 ):
                     call.told(sentence)
+            board.ran.add((step.task.unit, device))  # the first time it also allocates
             board.dispatcher.finished(number)
             call.running.discard(number)
             if call.over:

@@ -31,12 +31,12 @@ class Predicted:
     _replanner: Replanner | None = field(default=None)
 
     @classmethod
-    def kept(cls, bundle: Bundle, fleet: Fleet) -> Self | None:
-        """From the user's cache; None where nothing was measured for this bundle on this machine,
-        or not of all that the devices in use are for.
+    def kept(cls, bundle: Bundle, fleet: Fleet, threads: int) -> Self | None:
+        """From the user's cache; None where nothing was measured for this bundle on this machine
+        with as many threads, or not of all that the devices in use are for.
         """
         versions = {a.device.provider: a.device.version for a in fleet.accelerators}
-        profile = kept_profile(bundle)
+        profile = kept_profile(bundle, threads=threads)
         if profile is None:
             return None
         names = {a.device.name for a in fleet.accelerators}

@@ -47,7 +47,7 @@ def profile(engine: Engine, ms: float = 40.0, version: str | None = None) -> Pro
         DeviceRecord(*names[d.name], d.memory_bytes, d.busy_watts, d.idle_watts, False)
         for d in found.devices
     )
-    return replace(found, devices=devices)
+    return replace(found, devices=devices, machine={"threads": str(engine.threads)})
 
 
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:

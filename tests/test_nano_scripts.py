@@ -92,6 +92,28 @@ def test_a_view_is_asked_only_what_can_be_seen_in_it(
     assert shown > 40, shown
 
 
+def test_some_pictures_to_train_on_have_no_colour_and_no_others(
+    nano: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    made = nano["scene"]
+    disc = np.zeros((2, 64, 64, 4), np.uint8)
+    disc[..., 0], disc[..., 3] = 200, 255  # red
+    np.savez(tmp_path / "s.npz", rgba=disc, concept=np.array([-1, 0]), artist=np.array(["a", "a"]))
+    none = np.empty(0, object)
+    np.savez(tmp_path / "p.npz", rgb=none, split=np.empty(0, str), shows=np.empty(0, str))
+
+    def grey(split: str) -> float:
+        stage = made.Stage(split, tmp_path / "s.npz", tmp_path / "p.npz")
+        found = []
+        for seed in range(200):
+            pixels = np.asarray(stage.view(np.random.default_rng(seed), 2).image, np.int16)
+            found.append(np.abs(pixels - pixels[..., :1]).max() <= 2)  # JPEG rounds
+        return float(np.mean(found))
+
+    assert 0.04 < grey("train") < 0.2
+    assert grey("val") == grey("test") < 0.02
+
+
 def test_a_mosaic_shows_what_its_views_show(nano: dict[str, ModuleType]) -> None:
     rng = np.random.default_rng(0)
     views = torch.arange(60.0).half()[:, None, None].expand(-1, 16, 4)

@@ -180,6 +180,10 @@ def test_a_pack_is_the_prompts_and_answers(nano: dict[str, ModuleType], trained:
             )
             assert prompts._t.decode(answer) == one.answer, "and the end of the turn"
             assert (packed.place[picture][mine] == np.arange(mine.sum())).all()
+            named = packed.kind[picture][mine] == packed.kinds.index(nano["packs"].NAME)
+            begin, end = one.name or (0, 0)
+            assert prompts._t.decode(target[named].tolist()) == one.answer[begin:end]
+            assert (one.kind == "reason") == (end > 0)
 
 
 def test_packed_losses_are_those_of_each_request_alone(

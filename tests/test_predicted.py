@@ -60,9 +60,9 @@ def test_without_anything_measured_nothing_is_moved_or_said(
 
 def test_what_was_measured_with_another_driver_does_not_count(engine: Engine) -> None:
     keep_profile(engine.bundle, profile(engine, version="another"))
-    assert Predicted.kept(engine.bundle, engine.fleet) is None
+    assert Predicted.kept(engine.bundle, engine.fleet, 1) is None
     keep_profile(engine.bundle, profile(engine))
-    found = Predicted.kept(engine.bundle, engine.fleet)
+    found = Predicted.kept(engine.bundle, engine.fleet, 1)
     assert found is not None
     task = Task("t", "decoder.0", 7)
     assert found.ms(task, NPU) == pytest.approx(40) and found.ms(task, "cpu") == pytest.approx(44)
@@ -73,4 +73,4 @@ def test_a_profile_that_lacks_a_part_does_not_count(engine: Engine) -> None:
     whole = profile(engine)
     rows = tuple(row for row in whole.rows if (row.unit, row.device) != ("decoder.1", NPU))
     keep_profile(engine.bundle, replace(whole, rows=rows))
-    assert Predicted.kept(engine.bundle, engine.fleet) is None
+    assert Predicted.kept(engine.bundle, engine.fleet, 1) is None

@@ -28,6 +28,7 @@ from edgejudge.runtime.scheduling import (
 )
 from edgejudge.runtime.scheduling.profile import DeviceRecord, Row
 from edgejudge.runtime.scheduling.scenarios import invented
+from edgejudge.runtime.session import default_threads
 from edgejudge.runtime.settings import Settings
 
 SIZES = Sizes((2, 2), (100, 100), 50, 64, 16, 32, chunk=32, pack_tokens=64)
@@ -195,6 +196,11 @@ def test_costs_are_kept_for_a_bundle_a_machine_and_versions(
     assert some is not None and {d.name for d in some.devices} == {"cpu"}
     assert some.links == () and {row.device for row in some.rows} == {"cpu"}
     assert kept_profile(bundle, {"cpu": "2"}) is None
+    own = kept_profile(bundle, threads=default_threads())
+    assert own == kept, "as many as a judge has, where nothing else is said"
+    assert kept_profile(bundle, threads=default_threads() + 1) is None
+    keep_profile(bundle, replace(kept, machine={"threads": "7", "processor": "another"}))
+    assert kept_profile(bundle, threads=7) is not None
     document = json.loads(file.read_text())
     for change in ({"machine": {"processor": "another"}}, {"bundle": "another"}, {"rows": 1}):
         file.write_text(json.dumps(document | change))

@@ -12,6 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,15 @@ def size_of(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def scenes(split: str, count: int, args: argparse.Namespace) -> Iterator[Scene]:
-    """Pictures of the sizes users send, from photographs and drawn backgrounds of one split."""
+    """Pictures of the sizes users send, from photographs and drawn backgrounds of one split; with
+    --grey without their colours.
+    """
     seed = {"val": 11, "test": 29}[split]
     stage = Stage(split, args.sprites, args.photos)
     for i in range(count):
         rng = np.random.default_rng([seed, i])
-        yield stage.scene(rng, size=size_of(rng))
+        scene = stage.scene(rng, size=size_of(rng))
+        yield replace(scene, image=scene.image.convert("L").convert("RGB")) if args.grey else scene
 
 
 class BundleJudge:
@@ -219,6 +223,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=Path("work/photos.npz"))
     parser.add_argument("--count", type=int, default=1000, help="test pictures")
     parser.add_argument("--val-count", type=int, default=1000, help="pictures for the thresholds")
+    parser.add_argument("--grey", action="store_true", help="take the colours from all pictures")
     parser.add_argument("--thresholds", type=Path, help="write the thresholds found on val here")
     args = parser.parse_args()
     judge: Any = (
@@ -256,6 +261,7 @@ def main() -> None:
     report = {
         **judge.what,
         "machine": platform.processor() or platform.machine(),
+        "grey": args.grey,
         "val_images": args.val_count,
         "test_images": args.count,
         "decisions": int((truth >= 0).sum()),

@@ -13,6 +13,7 @@ import numpy as np
 from tasks import Asked, Mention
 from words import Prompts
 
+NAME = "name"  # the kind of an answer's tokens that name what was seen
 NOTHING = -100  # no token is to be learned here; what torch's cross-entropy ignores
 
 
@@ -40,6 +41,8 @@ class Pack:
 def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
     """What is asked of each of B pictures, one branch a request."""
     kinds = tuple(dict.fromkeys(a.kind for each in asked for a in each))
+    if any(a.name for each in asked for a in each):
+        kinds = (*kinds, NAME)
     rows: list[list[tuple[int, int, int, int, int]]] = []
     told: list[tuple[int, int, int, Mention]] = []
     for each in asked:
@@ -51,7 +54,12 @@ def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
                 answer = [*answer, prompts.end]
             ids = [*prompt, *answer[:-1]]
             targets = [NOTHING] * (len(prompt) - 1) + answer
-            kind = kinds.index(one.kind)
+            of = [kinds.index(one.kind)] * len(ids)
+            if one.name is not None:
+                begin, end = (
+                    len(prompt) - 1 + len(prompts.ids(one.answer[:at])) for at in one.name
+                )
+                of[begin:end] = [kinds.index(NAME)] * (end - begin)
             last = -1
             for mention in one.mentions:  # words are encoded one by one, whatever follows
                 end = len(row) + len(prompts.ids(one.request[: mention.end])) - 1
@@ -59,7 +67,7 @@ def pack(prompts: Prompts, asked: Sequence[Sequence[Asked]]) -> Pack:
                 last = end
             row += [
                 (token, number, at, target, kind)
-                for at, (token, target) in enumerate(zip(ids, targets, strict=True))
+                for at, (token, target, kind) in enumerate(zip(ids, targets, of, strict=True))
             ]
         rows.append(row)
     out = np.zeros((5, len(rows), max(map(len, rows))), np.int64)

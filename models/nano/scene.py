@@ -29,6 +29,7 @@ COUNTS = (
     0.03,
 )  # probability of 0, 1, 2 ... stickers in a picture
 DISTRACTOR_SHARE = 0.2
+GREY = 0.1  # of the pictures to train on have no colour
 FAVOUR = 2.5  # how much more often a tower's weak concepts are drawn
 IGNORE = 2  # dense label of a token that is neither clearly on a sticker nor clearly off it
 RECOGNISABLE = 0.3  # share of a sticker that a view must show before it may be asked to name it
@@ -196,7 +197,7 @@ class Stage:
             )
             for one in placed
         )
-        canvas = self._degrade(rng, canvas)
+        canvas = self._degrade(rng, canvas, GREY if self._wild else 0.0)
         if size is not None:
             none = np.zeros((0, 0), np.int16)
             return Scene(canvas, present, none[..., None].astype(np.uint8), none, 0, 0, items)
@@ -226,7 +227,7 @@ class Stage:
             near = nth == 0 and rng.random() < 0.2
             edge = _log_uniform(rng, *((100, 300) if near else (24, 100)))
             self._place(rng, canvas, placed, index, row, edge, 0.7 if near else cut, stretch)
-        canvas = self._degrade(rng, canvas)
+        canvas = self._degrade(rng, canvas, GREY if self._wild else 0.0)
         dense, sprite = _labels(placed, 0, 0)
         shown = dense[0].max(axis=0, initial=0, where=dense[0] != IGNORE)
         dim = (dense[0] == IGNORE).any(axis=0)
@@ -319,8 +320,10 @@ class Stage:
         return image
 
     @staticmethod
-    def _degrade(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-        """What cameras, screens and messengers do to a picture."""
+    def _degrade(rng: np.random.Generator, image: Image.Image, grey: float) -> Image.Image:
+        """What cameras, screens and messengers do to a picture; a share `grey` has no colour."""
+        if grey and rng.random() < grey:
+            image = image.convert("L").convert("RGB")
         if rng.random() < 0.25:
             image = ImageEnhance.Brightness(image).enhance(float(rng.uniform(0.7, 1.25)))
         if rng.random() < 0.15:

@@ -21,6 +21,7 @@ COUNT = "How many times is {condition} visible?"  # answered by 0 to 4, 4 being 
 CROWDED = "How crowded is it, from 1 to 5?"
 PAIR = "Which picture {criterion}, A or B?"
 REASON = "{question} Explain in JSON."
+SHOWS = "The picture shows"  # and then what
 MOST = 4
 LEVELS = (1, 2, 4, 6)  # a picture with at most so many stickers is 1, 2, 3, 4 crowded, else 5
 CLEAR = 0.06  # of the picture's edge: how far apart middles must lie to be asked which is where
@@ -68,13 +69,15 @@ class Mention:
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A request with the answer that is right. `kind` groups them for the log and the figures;
-    `mentions` are what a model that is to learn the answer may be told on the way.
+    `mentions` are what a model that is to learn the answer may be told on the way. `name` is the
+    stretch of the answer that says what was seen, where it says more than that.
     """
 
     kind: str
     request: str
     answer: str
     mentions: tuple[Mention, ...] = ()
+    name: tuple[int, int] | None = None
 
 
 Relation = Callable[[Item, Item], int]  # 1 it holds, 0 it does not, -1 it is not clear
@@ -231,7 +234,7 @@ def reason(rng: np.random.Generator, items: Sequence[Item], present: np.ndarray)
         concept = int(rng.choice(list(found)))
         shown = max((i for i in items if i.concept == concept), key=lambda i: i.edge)
         rating = "Yes"
-        why = f"The picture shows {CONCEPTS[concept].phrase}. It is {place(shown)}."
+        why = f"{SHOWS} {CONCEPTS[concept].phrase}. It is {place(shown)}."
     else:
         near = {CONCEPTS[c].category for c in found}
         alike = [int(c) for c in absent if CONCEPTS[c].category in near]
@@ -239,10 +242,12 @@ def reason(rng: np.random.Generator, items: Sequence[Item], present: np.ndarray)
         concept = int(rng.choice(pool))
         seen = "no sticker" if largest is None else CONCEPTS[largest.concept].phrase
         rating = "No"
-        why = f"The picture shows {seen}. There is no {CONCEPTS[concept].name}."
+        why = f"{SHOWS} {seen}. There is no {CONCEPTS[concept].name}."
     question = TEMPLATE.format(condition=word(rng, concept))
     document = json.dumps({"rating": rating, "rationale": why}, separators=(",", ":"))
-    return Asked("reason", REASON.format(question=question), document)
+    begin = document.index(SHOWS) + len(SHOWS)
+    name = begin, document.index(".", begin)
+    return Asked("reason", REASON.format(question=question), document, name=name)
 
 
 Shown = tuple[Sequence[Item], np.ndarray]  # items of a picture, and which concepts it shows

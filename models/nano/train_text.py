@@ -34,13 +34,13 @@ from words import Prompts
 LAYOUTS = (((3, 4), 9, 0.3), ((4, 3), 9, 0.25), ((4, 4), 7, 0.45))
 WHOLE = {(3, 4): 1800, (4, 3): 1580, (4, 4): 2500}  # pictures drawn whole, views and all
 # Share of the steps on mosaics, on whole pictures, on pairs of them.
-STEPS = {"mosaic": 0.15, "whole": 0.5, "pair": 0.35}
+STEPS = {"mosaic": 0.2, "whole": 0.52, "pair": 0.28}
 MOSAIC_QUESTIONS = 30
 PRESENCE, COUNTS, RELATIONS, PAIRS = 7, 4, 12, 6  # questions a picture, or pair
 WAKING = 150  # steps until text counts in full
 NOISE = 0.1  # of the visual tokens' own spread: the same views come back every few steps
 WEIGHTS = {
-    **{"presence": 1.0, "reason": 1.0, "count": 0.6, "crowd": 0.8},
+    **{"presence": 1.0, "reason": 1.0, "name": 1.5, "count": 0.6, "crowd": 0.8},
     **{"place": 5.0, "look": 0.4, "mention": 8.0, "back": 0.2, "apart": 6.0},
     **{"early": 0.6, "last": 0.2, **dict.fromkeys(tasks.RELATIONS, 0.7)},
 }
@@ -156,7 +156,8 @@ class Trainer:
             tokens.flatten(1, 2), prefix, packed, where, on
         )
         self.learned += 1
-        weights = {**WEIGHTS, "reason": WEIGHTS["reason"] * min(1.0, self.learned / WAKING)}
+        ramp = min(1.0, self.learned / WAKING)
+        weights = WEIGHTS | {text: ramp * WEIGHTS[text] for text in ("reason", "name")}
         loss = sum(weights.get(name, OTHER_WEIGHT) * value for name, value in each.items())
         assert isinstance(loss, torch.Tensor)
         record = {name: float(value.detach()) for name, value in each.items()}

@@ -15,8 +15,8 @@ from edgejudge.runtime.scheduling.order import list_schedule, makespan_ms, ranks
 __all__ = ["MUCH", "Replanner"]
 
 _FADES = 0.7  # a task's weight after each later one
-_FEWEST = 3  # tasks before anything is concluded
-MUCH = 1.25  # times longer, or shorter, than predicted
+_FEWEST = 5  # tasks before anything is concluded
+MUCH = 1.4  # times longer, or shorter, than predicted
 _WORTH = 0.98  # of the time that is left: what gains less is not moved
 
 
