@@ -49,6 +49,7 @@ __all__ = [
     "ProviderError",
     "Region",
     "Rubric",
+    "Tracing",
     "Verdict",
     "__version__",
 ]
@@ -71,6 +72,7 @@ _HOMES = {
     "Policy": "policy",
     "Region": "regions",
     "Rubric": "answering.rubrics",
+    "Tracing": "tracing",
     "Verdict": "verdict",
 }
 

@@ -38,6 +38,7 @@ from edgejudge.prefix_cache import PrefixCache
 from edgejudge.regions import RegionProposer, Regions, regions_of
 from edgejudge.screening import OneAhead, Scorer, Screening
 from edgejudge.stability import stably
+from edgejudge.tracing import Traces
 from edgejudge.turns import Stop, Turns
 from edgejudge.verdict import Verdict
 from edgejudge.writing import WITHOUT_BUDGET, Writes
@@ -61,7 +62,7 @@ def default_bundle() -> Path:
     return Path(edgejudge.models.__file__).parent / "nano" / "bundle"
 
 
-class Judge(Calls, Writes, PlacedWork):
+class Judge(Calls, Writes, PlacedWork, Traces):
     """Safe to use from several threads: one at a time has the engine, first come, first served."""
 
     def __init__(

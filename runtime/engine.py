@@ -68,6 +68,7 @@ class Engine:
     # Called before each pass, which it may prevent, in whatever thread.
     interrupt: Callable[[], None] | None = None
     release_vision: bool = False  # after each picture, where memory is dearer than loading it again
+    watchers: list[Callable[[Trace], None]] = field(default_factory=list)  # of requests that begin
 
     @classmethod
     def open(
@@ -117,7 +118,10 @@ class Engine:
 
     def new_trace(self) -> Trace:
         """For a request, to be put in place of `trace` while the request has the engine."""
-        return Trace(self.fleet.marks())
+        trace = Trace(self.fleet.marks())
+        for watcher in tuple(self.watchers):
+            watcher(trace)
+        return trace
 
     @property
     def held_stages(self) -> set[str]:

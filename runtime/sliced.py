@@ -91,6 +91,7 @@ class SlicedEngine:
     interrupt: Callable[[], None] | None = None  # called before each pass, which it may prevent
     placement: dict[str, str] = field(default_factory=dict)
     executor: Executor = field(default_factory=Executor)
+    watchers: list[Callable[[Trace], None]] = field(default_factory=list)  # of requests that begin
 
     @classmethod
     def open(cls, bundle: Bundle, budget: int, threads: int | None = None) -> Self:
@@ -110,7 +111,10 @@ class SlicedEngine:
         return cls(bundle, spec, chosen, room, Trace(), Embeddings.of(bundle))
 
     def new_trace(self) -> Trace:
-        return Trace()
+        trace = Trace()
+        for watcher in tuple(self.watchers):
+            watcher(trace)
+        return trace
 
     def ask(self, requests: Iterable[Request]) -> list[NDArray[np.float32] | EdgeJudgeError]:
         """Label logits [B, R] of each request, or what kept it from having some.

@@ -48,6 +48,11 @@ class Trace:
         return tuple(self._spans)
 
     @property
+    def began(self) -> float:
+        """When, by time.perf_counter."""
+        return self._began
+
+    @property
     def innermost(self) -> int | None:
         """The index of the span that the caller's thread is in, for `within`."""
         return next(iter(self._open.get(get_ident(), [])[-1:]), None)
