@@ -61,7 +61,15 @@ NEVER = {
 
 # Packages inside a room. The others are flat.
 INSIDE = {
-    "edgejudge": ("answering", "bulk", "calibrating", "commands", "evaluation", "watching"),
+    "edgejudge": (
+        "answering",
+        "bulk",
+        "calibrating",
+        "commands",
+        "evaluation",
+        "profiling",
+        "watching",
+    ),
     "runtime": ("scheduling",),
 }
 # The extra `eval`: asked for by name where it is needed, so that a missing one is one sentence.

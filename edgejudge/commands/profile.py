@@ -1,63 +1,206 @@
-"""`edgejudge profile`: where the milliseconds of a verdict go.
+"""`edgejudge profile`: where the milliseconds of a judge go, and how sure that is.
 
-Takes the command's arguments; prints a table, or one JSON document with --json. Measures through
-edgejudge.profiling.
+Takes the command's arguments; prints the machine's card, a table and one JSON line, or with --json
+that alone. Measures through edgejudge.profiling.
 """
 
 import argparse
 import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgejudge.commands.arguments import libraries_on_stderr, positive, seconds, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgejudge.profiling.records import Compared, Profile
 
 __all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+exit status: 0 measured; 4 measured, and a whole run is slower than the record that --compare names,
+by more than --allowed, with 95 % confidence; 2 nothing could be measured; 130 stopped by Ctrl-C:
+what was measured until then is printed.
+"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "profile",
-        help="time a bundle: first verdict, warm verdicts, stages, memory",
-        description="Time a bundle from the bytes of a picture to its verdict.",
+        help="time a bundle: verdicts, scores, comparisons, text, stages, memory",
+        description="Times a bundle through the judge that users call, with the spread of every "
+        "figure, and says what to distrust.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bundle", help="a bundle folder, or 'nano' for the one that ships here")
+    parser.add_argument(
+        "bundle",
+        help="a bundle folder, 'nano' for the one that ships here, or a preset: a published "
+        "model's dimensions with random weights, made once (needs edgejudge[export])",
+    )
+    parser.add_argument(
+        "--workload",
+        default="screen",
+        metavar="KIND[:NAME=N,...]",
+        help="what to time (default: screen), like screen:rules=12,images=4 or decode:tokens=64; "
+        "also library, score, compare, rank, rationale and prefill. One that is not known lists "
+        "them with their numbers",
+    )
     parser.add_argument("--policy", default="stickers", help="built-in name or YAML file")
-    parser.add_argument("--picture", help="file to judge (default: a drawn 1920x1080 PNG)")
-    parser.add_argument("--runs", type=int, default=20, help="warm runs (default 20)")
+    parser.add_argument("--picture", help="file to judge (default: drawn ones)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--runs", type=int, default=20, help="warm runs (default: 20)")
+    length.add_argument(
+        "--seconds",
+        type=seconds,
+        help="warm runs for so long: shows whether the machine slows down",
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=1, help="runs after the first that do not count (default: 1)"
+    )
     parser.add_argument("--cold", type=int, default=0, help="whole processes to start and time")
-    parser.add_argument("--images", type=int, default=0, help="size of a library run, for images/s")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--place",
+        "--provider",
+        metavar="PLACES",
+        help="run stages on other devices, like vision=gpu,decoder=npu",
+    )
+    parser.add_argument("--recipe", default="balanced", help="of a preset (default: balanced)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument(
+        "--memory-budget", type=size, metavar="SIZE", help="as for `edgejudge screen`"
+    )
+    parser.add_argument("--trace", metavar="FILE", help="write the last run for Perfetto")
+    parser.add_argument("--compare", metavar="OLD.json", help="print ratios to an older record")
+    parser.add_argument(
+        "--allowed",
+        type=float,
+        default=5.0,
+        metavar="PERCENT",
+        help="how much slower than the older record is no regression (default: 5)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the record as one JSON line")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from edgejudge.errors import InputError
+    from edgejudge.models.preset import PRESETS
     from edgejudge.profiling import profile
+    from edgejudge.profiling.presets import preset_bundle
+    from edgejudge.profiling.records import compared
 
-    if args.runs < 1 or args.cold < 0 or args.images < 0:
-        raise InputError("usage", "--runs must be at least 1, --cold and --images at least 0")
+    if not args.allowed >= 0:
+        raise InputError("usage", f"--allowed is {args.allowed}, expected a percentage from 0 on")
+
+    def say(what: str) -> None:
+        print(what, file=sys.stderr, flush=True)
+
     bundle = None if args.bundle == "nano" else args.bundle
-    result = profile(bundle, args.policy, args.picture, args.runs, args.cold, args.images)
-    if args.json:
-        print(json.dumps(result.to_json(), sort_keys=True))
-        return 0
+    if args.bundle in PRESETS and not Path(args.bundle).exists():
+        bundle = str(preset_bundle(args.bundle, args.recipe, say))
+    with libraries_on_stderr():
+        result, seen = profile(
+            bundle,
+            args.workload,
+            policy=args.policy,
+            picture=args.picture,
+            runs=args.runs,
+            seconds=args.seconds,
+            warmup=args.warmup,
+            cold=args.cold,
+            place=args.place,
+            threads=args.threads,
+            memory_budget=args.memory_budget,
+            progress=say,
+        )
+    if args.trace:
+        seen.save(args.trace)
+    against = None
+    if args.compare:
+        against = compared(result, args.compare, args.allowed / 100)
+    document = result.to_json()
+    if against is not None:
+        document["compared"] = against.to_json()
+    if not args.json:
+        _print(result, against)
+    print(json.dumps(document, sort_keys=True))
+    if result.stopped:
+        return 130
+    return 4 if against is not None and against.slower else 0
+
+
+def _print(result: "Profile", against: "Compared | None") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from edgejudge.printable import printable
+    from edgejudge.profiling.records import figures_of
 
-    title = f"{result.bundle} ({result.recipe}), {result.questions} questions, {result.picture}"
-    table = Table("what", "n", "p50 ms", "p95 ms", title=Text(printable(title)))
-    rows = {"warm verdict": result.warm, **{f"  {k}": v for k, v in result.stages.items()}}
-    rows["verdict, prefix kept"] = result.kept
-    if result.cold_process:
-        rows["cold process"] = result.cold_process
-    for name, value in rows.items():
-        table.add_row(name, str(value.n), f"{value.p50_ms:.1f}", f"{value.p95_ms:.1f}")
     console = Console()
+    _card(result, console)
+    columns = ("what", "n", "p50 ms", "95 %", "p90", "p95", "p99", "min", "max")
+    title = printable(f"{result.bundle} ({result.recipe}): {result.of}")
+    table = Table(title=Text(title))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for name, value in figures_of(result.to_json()):
+        span = " to ".join(f"{v:.0f}" for v in value["intervals"].get("p50", ())) or "-"
+        rest = (f"{value[key]:.1f}" for key in ("p90", "p95", "p99", "min", "max"))
+        table.add_row(name, str(value["n"]), f"{value['p50']:.1f}", span, *rest)
     console.print(table)
-    console.print(f"first verdict after load: {result.first_verdict_ms:.0f} ms")
-    if result.library_images_per_s is not None:
-        rate = result.library_images_per_s
-        console.print(f"library: {rate:.1f} images/s over {result.library_images}")
+    for name, rate in result.rates.items():
+        low, high = rate.intervals.get("p50", (rate.p50, rate.p50))
+        console.print(f"{name}: {rate.p50:,.1f} a second ({low:,.1f} to {high:,.1f})")
     console.print(
-        f"peak RSS {result.peak_rss_mib:.0f} MiB; {result.machine['processor']}", style="dim"
+        f"first answer {result.first_verdict_ms:.0f} ms after the bundle was asked for: "
+        f"{result.load_ms:.0f} to load it, {result.open_ms:.0f} to open graphs when first used"
     )
-    return 0
+    _memory(result, console)
+    for warning in result.warnings:
+        console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
+    if result.stopped:
+        console.print("stopped by Ctrl-C: these are the runs until then", style="yellow")
+    if against is not None:
+        _compared(against, console)
+
+
+def _card(result: "Profile", console: "Console") -> None:
+    m = result.machine
+    versions = ", ".join(f"{name} {m[name]}" for name in ("edgejudge", "onnxruntime", "python"))
+    console.print(f"{m['processor']}, {m['cores']} cores, {m['system']}; {versions}", markup=False)
+    placement = ", ".join(f"{stage} on {where}" for stage, where in result.placement.items())
+    settings = ", ".join(f"{name} {n}" for name, n in result.settings.items())
+    console.print(f"{placement}; {settings}", markup=False)
+    load = "unknown" if result.before.load is None else f"{result.before.load:g}"
+    others = "unknown" if result.others is None else f"{result.others:.0%}"
+    watts = "not told here" if result.watts is None else f"{result.watts:.1f} W"
+    console.print(
+        f"load before {load}; meanwhile others had {others} of the cores, this process "
+        f"{result.cpu_cores:.2f} cores; power {watts}"
+    )
+
+
+def _memory(result: "Profile", console: "Console") -> None:
+    steps = ", ".join(f"{name} {mib:.0f}" for name, mib in result.memory.resident.items())
+    stages = ", ".join(f"{name} {mib:.1f}" for name, mib in result.memory.stages.items())
+    kv = "" if result.memory.kv is None else f"; keys and values {result.memory.kv:.1f}"
+    console.print(f"resident MiB: {steps}; peak {result.memory.peak:.0f}{kv}")
+    console.print(f"graphs in MiB: {stages}")
+
+
+def _compared(against: "Compared", console: "Console") -> None:
+    from rich.table import Table
+
+    table = Table("what", "new / old", "95 %", title="against the older record")
+    for name, ratio in against.ratios.items():
+        span = "-" if ratio.low is None else f"{ratio.low:.3f}-{ratio.high:.3f}"
+        table.add_row(name, f"{ratio.value:.3f}", span)
+    console.print(table)
+    if against.differs:
+        console.print(f"not the same in both: {', '.join(against.differs)}", style="yellow")
+    if against.slower:
+        console.print(f"slower: {', '.join(against.slower)}", style="red")

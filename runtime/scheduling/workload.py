@@ -4,7 +4,7 @@ Takes words like `screen:rules=12,images=4` and the sizes of a bundle; gives a `
 device and no cost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,7 +16,7 @@ from edgejudge.runtime.scheduling.graph import Edge, Task, TaskGraph, joined
 from edgejudge.runtime.settings import Settings
 from edgejudge.runtime.tree import even_parts
 
-__all__ = ["KINDS", "Sizes", "Workload", "read_workload", "view_tokens"]
+__all__ = ["KINDS", "Sizes", "Workload", "read_counts", "read_workload", "view_tokens"]
 
 _MOST = 1 << 16  # of any number in a workload
 _MOST_TASKS = 20_000
@@ -97,14 +97,21 @@ class Workload:
 
 def read_workload(text: str) -> Workload:
     """`KIND[:NAME=N,...]`. Raises InputError, which names what there is."""
+    return Workload(*read_counts(text, {name: usual for name, (_, usual) in KINDS.items()}))
+
+
+def read_counts(text: str, kinds: Mapping[str, dict[str, int]]) -> tuple[str, dict[str, int]]:
+    """As `read_workload`, of these kinds and their usual numbers: which one, and all its
+    numbers.
+    """
     kind, _, rest = text.partition(":")
-    if kind not in KINDS:
+    if kind not in kinds:
         known = "; ".join(
             f"{name}:" + ",".join(f"{key}={n}" for key, n in usual.items())
-            for name, (_, usual) in KINDS.items()
+            for name, usual in kinds.items()
         )
         raise InputError("workload", f"there is no workload {kind!r}; those known are {known}")
-    counts = dict(KINDS[kind][1])
+    counts = dict(kinds[kind])
     for item in filter(None, (piece.strip() for piece in rest.split(","))):
         name, equals, number = item.partition("=")
         if name not in counts:
@@ -116,7 +123,7 @@ def read_workload(text: str) -> Workload:
                 "workload", f"{kind}:{name} is {number!r}, expected a number from 1 to {_MOST}"
             )
         counts[name] = int(number)
-    return Workload(kind, counts)
+    return kind, counts
 
 
 @dataclass(slots=True)
