@@ -95,7 +95,7 @@ class Tracing:
             )
         ends: dict[int, float] = {}
         for span in spans:
-            ends[span.request] = max(ends.get(span.request, 0.0), span.end_ms)
+            ends[span.request] = max(ends.get(span.request, span.end_ms), span.end_ms)
         events += [
             {
                 "ph": "i",
