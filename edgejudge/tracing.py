@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
+    from edgejudge.runtime.operators import Ran
     from edgejudge.runtime.trace import Span, Trace
 
 __all__ = ["Seen", "Traces", "Tracing"]
@@ -48,6 +49,7 @@ class Tracing:
     """Requests that began while it was on, in that order; one that goes on has spans of 0 ms."""
 
     requests: "list[Trace]" = field(default_factory=list)
+    operators: "list[Ran]" = field(default_factory=list)  # where they were profiled
     _began: float = field(default_factory=time.perf_counter)
     _began_ns: int = field(default_factory=time.time_ns)
 
@@ -108,6 +110,19 @@ class Tracing:
             }
             for request, code, text in self.marks
         ]
+        for ran in self.operators:
+            events.append(
+                {
+                    "ph": "X",
+                    "name": ran.operator,
+                    "cat": "operator",
+                    "pid": _PID,
+                    "tid": rows.setdefault(f"{ran.graph}, operators", len(rows) + 1),
+                    "ts": round((ran.start - self._began) * 1e6, 3),
+                    "dur": round(ran.ms * 1e3, 3),
+                    "args": {"node": ran.node, "provider": ran.provider},
+                }
+            )
         names = [("process_name", 0, "edgejudge")]
         names += [("thread_name", tid, row) for row, tid in rows.items()]
         told = [

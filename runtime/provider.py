@@ -18,6 +18,7 @@ from typing import Any
 import onnxruntime as ort
 
 from edgejudge.errors import BundleError, ProviderError
+from edgejudge.runtime import operators
 from edgejudge.runtime.assignment import check_strict, elsewhere, nodes_of
 from edgejudge.runtime.placement import Device
 
@@ -84,6 +85,7 @@ def session_options(
         entries["session.qdq_matmulnbits_accuracy_level"] = "0"
         if strict:
             entries["session.disable_cpu_ep_fallback"] = "1"
+    operators.listening(options)
     for name, value in {**entries, **(config or {})}.items():
         options.add_session_config_entry(name, value)
     if device.provider not in BUILT_IN:
@@ -150,6 +152,7 @@ def _open(path: Path, device: Device, options: ort.SessionOptions) -> ort.Infere
     # such list in every version.
     if provider not in BUILT_IN and all(where != provider for where, _ in nodes_of(inner)):
         raise ProviderError(f"{path.name}: {provider} took none of its nodes; {_help(provider)}")
+    operators.note(path.name, inner)
     return inner
 
 

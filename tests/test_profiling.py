@@ -31,6 +31,7 @@ from edgejudge.profiling import (
 from edgejudge.profiling.machine import Beside, card, usage
 from edgejudge.profiling.records import compared
 from edgejudge.profiling.workloads import KINDS
+from edgejudge.runtime.operators import profiled
 
 TIMES = st.lists(st.floats(0.01, 1e5), min_size=1, max_size=40)
 
@@ -161,9 +162,27 @@ def test_every_workload_runs_what_it_says(
     if workload.startswith("decode"):
         assert sum(s.name == "write" for s in seen) == 3
     if workload.startswith("prefill"):
-        assert found.rates["prompt tokens"].p50 == pytest.approx(
-            24e3 / found.stages["prefill"].p50, rel=0.5
+        assert found.rates["prompt tokens"].max == pytest.approx(
+            24e3 / found.stages["prefill"].min, rel=0.01
         )
+
+
+def test_operators_are_those_of_one_run(bundle: Path) -> None:
+    found, seen = profile(str(bundle), "screen:rules=3", runs=1, operators=True)
+    assert found.operators and sum(r.share for r in found.operators) <= 1 + 1e-3
+    assert {r.provider for r in found.operators} == {"CPUExecutionProvider"}
+    assert found.operators[0].ms == max(r.ms for r in found.operators)
+    work = [s for s in seen if s.name in ("vision", "decoder", "verdict_head")]
+    spent = sum(s.ms for s in work)
+    assert 0 < sum(ran.ms for ran in seen.operators) <= spent * 1.05
+    for ran in seen.operators:
+        at = (ran.start - seen._began) * 1e3
+        assert any(s.start_ms - 1 <= at and at + ran.ms <= s.end_ms + 1 for s in work), ran
+    rows = {e["args"]["name"] for e in seen.to_chrome()["traceEvents"] if e["ph"] == "M"}
+    assert any(name.endswith(", operators") for name in rows)
+    with profiled(), pytest.raises(RuntimeError, match="already"), profiled():
+        pass
+    assert profile(str(bundle), "prefill:tokens=8", runs=1)[1].operators == []
 
 
 def test_the_kinds_are_those_that_are_tested() -> None:

@@ -73,6 +73,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--memory-budget", type=size, metavar="SIZE", help="as for `edgejudge screen`"
     )
     parser.add_argument("--trace", metavar="FILE", help="write the last run for Perfetto")
+    parser.add_argument(
+        "--operators",
+        action="store_true",
+        help="one run more, which says what ONNX Runtime's operators took; --trace has them",
+    )
     parser.add_argument("--compare", metavar="OLD.json", help="print ratios to an older record")
     parser.add_argument(
         "--allowed",
@@ -114,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
             place=args.place,
             threads=args.threads,
             memory_budget=args.memory_budget,
+            operators=args.operators,
             progress=say,
         )
     if args.trace:
@@ -160,6 +166,12 @@ def _print(result: "Profile", against: "Compared | None") -> None:
         f"{result.load_ms:.0f} to load it, {result.open_ms:.0f} to open graphs when first used"
     )
     _memory(result, console)
+    for record in result.operators:
+        console.print(
+            f"{record.share:6.1%}  {record.ms:9.2f} ms  {record.runs:5} x {record.operator} on "
+            f"{record.provider}",
+            markup=False,
+        )
     for warning in result.warnings:
         console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
     if result.stopped:

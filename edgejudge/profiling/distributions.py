@@ -41,7 +41,7 @@ class Distribution:
         """Raises ValueError for none."""
         if not len(values):
             raise ValueError("there is no run to say anything of")
-        array = np.round(np.asarray(values, np.float64), 3)  # as a record has them
+        array: NDArray[np.float64] = np.asarray(values, np.float64).round(3)  # as records have them
         found = {f"p{q}": round(float(v), 3) for q, v in zip(PERCENTILES, _of(array), strict=True)}
         intervals: dict[str, tuple[float, float]] = {}
         if len(array) > 1:

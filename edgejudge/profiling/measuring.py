@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,10 @@ from edgejudge.errors import BundleError, EdgeJudgeError, InputError
 from edgejudge.profiling.distributions import Distribution
 from edgejudge.profiling.machine import Beside, Usage, available_bytes, card, peak_rss_mib, usage
 from edgejudge.profiling.pictures import drawn_picture
-from edgejudge.profiling.records import SCHEMA_VERSION, Memory, Profile
+from edgejudge.profiling.records import SCHEMA_VERSION, Memory, OperatorRecord, Profile
 from edgejudge.profiling.workloads import Came, Work, made, read_workload
 from edgejudge.runtime.memory import fits, resident_bytes
+from edgejudge.runtime.operators import Ran, profiled
 from edgejudge.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = ["profile"]
 KEPT_BYTES = 1 << 30  # enough for the pictures of any workload
 _MIB = 1 << 20
 _SETTINGS = ("threads", "chunk", "pack_tokens")
+_OPERATORS = 12  # of each provider are told
 _BUSY = 0.1  # of all cores: when others have more, figures are theirs too
 _TOKENS = {"prefill": "prompt tokens", "score": "question tokens", "write": "written tokens"}
 
@@ -78,15 +80,18 @@ def profile(
     place: str | None = None,
     threads: int | None = None,
     memory_budget: int | None = None,
+    operators: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Profile, Tracing]:
     """Profile a bundle (None: the bundled nano judge), and what its last warm run did.
 
     `picture` is a file to judge, where the workload takes one; without it pictures are drawn. Warm
     runs are `runs`, or as many as fit into `seconds`, which shows whether the machine slows down.
-    `cold` counts whole processes of `edgejudge screen` to start. Raises InputError for numbers that
-    make no sense and an unknown workload, BundleError for a bundle that does not fit into memory,
-    EdgeJudgeError where no answer can be had.
+    `cold` counts whole processes of `edgejudge screen` to start. With `operators` one run more, of
+    a judge that is slower for it, says which of them the time went to, and is what is traced.
+
+    Raises InputError for numbers that make no sense and an unknown workload, BundleError for a
+    bundle that does not fit into memory, EdgeJudgeError where no answer can be had.
     """
     if runs < 1 or warmup < 0 or cold < 0 or (seconds is not None and not seconds > 0):
         raise InputError(
@@ -100,12 +105,15 @@ def profile(
             raise InputError("picture", f"{picture}: is no file; give a picture, or none to draw")
         given = Path(picture) if picture else None
         measured = _Measuring(wanted, policy, given, Path(folder), progress)
-        measured.load(bundle, place, threads, memory_budget)
+        how = {"place": place, "threads": threads, "memory_budget": memory_budget}
+        measured.load(bundle, how)
         try:
             measured.warm(warmup, runs, seconds)
             measured.keep(runs if seconds is None else 5)
             measured.peak = peak_rss_mib()  # before other processes are started
             measured.processes(bundle, cold)
+            if operators:
+                measured.look_inside(how)
         except KeyboardInterrupt:
             measured.stopped = True
         return measured.record(warmup), measured.last
@@ -126,25 +134,17 @@ class _Measuring:
         self.resident = {"start": resident_bytes() / _MIB}
         self.runs, self.kept, self.colds = _Runs(), _Runs(), list[float]()
         self.last, self.used = Tracing(), Usage()
+        self.operators: tuple[OperatorRecord, ...] = ()
 
-    def load(
-        self, bundle: str | None, place: str | None, threads: int | None, budget: int | None
-    ) -> None:
+    def load(self, bundle: str | None, how: Mapping[str, Any]) -> None:
         from edgejudge.judge import Judge, default_bundle
 
         folder = default_bundle() if bundle is None else Path(bundle)
-        if budget is None:
+        if how["memory_budget"] is None:
             _check_room(Bundle.open(folder))
         self.progress("loading")
         began = time.perf_counter()
-        self.judge: Judge = Judge.load(
-            folder,
-            allow_random=True,
-            prefix_cache_bytes=0,
-            threads=threads,
-            place=place,
-            memory_budget=budget,
-        )
+        self.judge: Judge = Judge.load(folder, allow_random=True, prefix_cache_bytes=0, **how)
         self.load_ms = (time.perf_counter() - began) * 1e3
         self._hold("loaded")
         self.work: Work = made(self.workload, self.judge, self.folder, self.policy, self.picture)
@@ -183,6 +183,24 @@ class _Measuring:
             ms, came, seen = self._once(work)
             self.kept.add(0.0, ms, came, seen)
         self._hold("prefixes kept")
+
+    def look_inside(self, how: Mapping[str, Any]) -> None:
+        """A run of another judge, whose sessions say what each operator took."""
+        from edgejudge.judge import Judge
+
+        self.progress("a run with operators profiled")
+        with profiled() as inside:
+            judge = Judge.load(
+                self.judge.bundle.path, allow_random=True, prefix_cache_bytes=0, **how
+            )
+            work = made(self.workload, judge, self.folder, self.policy, self.picture)
+            work.run()  # opens and allocates
+            with judge.trace() as self.last:
+                began = time.perf_counter()
+                work.run()
+                ended = time.perf_counter()
+            self.last.operators += [r for r in inside.read() if began <= r.start < ended]
+        self.operators = _by_operator(self.last.operators)
 
     def processes(self, bundle: str | None, count: int) -> None:
         for number in range(count):
@@ -241,6 +259,7 @@ class _Measuring:
             self.before,
             Beside.now(),
             self.used.others,
+            self.operators,
             warnings,
         )
 
@@ -264,6 +283,24 @@ def _warnings(measured: _Measuring, run: Distribution) -> tuple[str, ...]:
         found.append("its weights are random: times are real, verdicts mean nothing")
     found += dict.fromkeys(text for _, _, text in measured.last.marks)
     return tuple(found)
+
+
+def _by_operator(runs: Sequence[Ran]) -> tuple[OperatorRecord, ...]:
+    """Those that took most, of each provider."""
+    sums: dict[tuple[str, str], list[float]] = {}
+    for ran in runs:
+        sums.setdefault((ran.provider, ran.operator), []).append(ran.ms)
+    whole = sum(ran.ms for ran in runs)
+    found = [
+        OperatorRecord(provider, name, len(ms), round(sum(ms), 3), round(sum(ms) / whole, 4))
+        for (provider, name), ms in sums.items()
+    ]
+    found.sort(key=lambda record: (record.provider, -record.ms))
+    return tuple(
+        record
+        for provider in dict.fromkeys(record.provider for record in found)
+        for record in [r for r in found if r.provider == provider][:_OPERATORS]
+    )
 
 
 def _check_room(bundle: Bundle) -> None:

@@ -33,6 +33,19 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorRecord:
+    """What an operator took in one run of the workload, all its nodes together; `share` is of all
+    operators. Profiled sessions are slower than others: shares mean more than milliseconds.
+    """
+
+    provider: str
+    operator: str
+    runs: int
+    ms: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """Milliseconds. `first_verdict_ms` counts from before the bundle is opened, in a process that
     has imported edgejudge; of it loading took `load_ms`, and opening and compiling graphs
@@ -73,6 +86,7 @@ class Profile:
     before: Beside
     after: Beside
     others: float | None  # share of all cores that other processes had meanwhile
+    operators: tuple[OperatorRecord, ...]  # where they were asked for, by provider
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
