@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules bench-schedule bench-devices bench-contention soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
+.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules bench-schedule bench-devices bench-contention bench-trace soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -200,6 +200,9 @@ build/contention: $(NANO)/checkpoint/model.safetensors | $(VENV)/.test
 
 bench-contention: build/contention  ## a device that other programs make slow, noticed and planned around (BENCH_ARGS="--times 12")
 	$(BIN)/python tests/bench/contention.py --bundle build/contention $(BENCH_ARGS) $(NANO)/samples/bar.jpg
+
+bench-trace: $(VENV)/.runtime  ## what watching a judge costs, watched and not in turns
+	$(BIN)/python tests/bench/tracing.py $(BENCH_ARGS) $(NANO)/samples/bar.jpg
 
 bench-recipes: $(VENV)/.runtime  ## one judge in several recipes, side by side (BUNDLES="A B ...")
 	$(BIN)/python tests/bench/recipes.py $(BUNDLES)

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 import tiny
+from edgejudge.bundle import Bundle
 from edgejudge.cli import main
 from edgejudge.errors import BundleError, EdgeJudgeError, InputError
 from edgejudge.fidelity import export_bundle
+from edgejudge.models.spec import ModelSpec
 from edgejudge.policy import load_policy
 from edgejudge.profiling import (
     Distribution,
@@ -28,6 +31,7 @@ from edgejudge.profiling import (
     profile,
     read_workload,
 )
+from edgejudge.profiling.limits import operations_of
 from edgejudge.profiling.machine import Beside, card, usage
 from edgejudge.profiling.records import compared
 from edgejudge.profiling.workloads import KINDS
@@ -183,6 +187,31 @@ def test_operators_are_those_of_one_run(bundle: Path) -> None:
     with profiled(), pytest.raises(RuntimeError, match="already"), profiled():
         pass
     assert profile(str(bundle), "prefill:tokens=8", runs=1)[1].operators == []
+
+
+def test_shares_are_of_what_numpy_does(bundle: Path) -> None:
+    found, _ = profile(str(bundle), "rationale:tokens=6", runs=2)
+    limits = found.limits
+    assert limits is not None and limits.read_gb_s > 0.1 and limits.gflops > 0.1
+    prompt, written = (found.rates[name].p50 for name in ("prompt tokens", "written tokens"))
+    assert limits.prompt_share == pytest.approx(
+        prompt * limits.operations / (limits.gflops * 1e9), rel=0.02, abs=1e-4
+    )
+    assert limits.written_share == pytest.approx(
+        written * limits.token_mb / (limits.read_gb_s * 1e3), rel=0.02, abs=1e-4
+    )
+    spec = ModelSpec.from_json(Bundle.open(bundle).manifest.spec)
+    assert operations_of(spec) == 2 * tiny_matrices(bundle.parent / "checkpoint")
+
+
+def tiny_matrices(checkpoint: Path) -> int:
+    """Elements of the matrices of a checkpoint's decoder layers."""
+    held = load_file(checkpoint / "model.safetensors")
+    return sum(
+        value.size
+        for name, value in held.items()
+        if "text_model.layers" in name and value.ndim == 2
+    )
 
 
 def test_the_kinds_are_those_that_are_tested() -> None:

@@ -78,6 +78,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="store_true",
         help="one run more, which says what ONNX Runtime's operators took; --trace has them",
     )
+    parser.add_argument("--report", metavar="FILE.html", help="write a page about it")
     parser.add_argument("--compare", metavar="OLD.json", help="print ratios to an older record")
     parser.add_argument(
         "--allowed",
@@ -127,6 +128,10 @@ def run(args: argparse.Namespace) -> int:
     against = None
     if args.compare:
         against = compared(result, args.compare, args.allowed / 100)
+    if args.report:
+        from edgejudge.profiling.page import page
+
+        Path(args.report).write_text(page(result, seen, against), encoding="utf-8")
     document = result.to_json()
     if against is not None:
         document["compared"] = against.to_json()
@@ -166,6 +171,13 @@ def _print(result: "Profile", against: "Compared | None") -> None:
         f"{result.load_ms:.0f} to load it, {result.open_ms:.0f} to open graphs when first used"
     )
     _memory(result, console)
+    if (limits := result.limits) is not None:
+        shares = {"prompts": limits.prompt_share, "writing": limits.written_share}
+        told = " and ".join(f"{what} {s:.0%}" for what, s in shares.items() if s is not None)
+        console.print(
+            f"numpy reads {limits.read_gb_s:.1f} GB/s and multiplies {limits.gflops:.0f} GFLOP/s "
+            f"(float32) here; of the arithmetic or the reading the decoder had: {told}"
+        )
     for record in result.operators:
         console.print(
             f"{record.share:6.1%}  {record.ms:9.2f} ms  {record.runs:5} x {record.operator} on "
@@ -189,10 +201,10 @@ def _card(result: "Profile", console: "Console") -> None:
     console.print(f"{placement}; {settings}", markup=False)
     load = "unknown" if result.before.load is None else f"{result.before.load:g}"
     others = "unknown" if result.others is None else f"{result.others:.0%}"
-    watts = "not told here" if result.watts is None else f"{result.watts:.1f} W"
+    watts = ", ".join(f"{name} {w:.1f} W" for name, w in result.watts.items())
     console.print(
         f"load before {load}; meanwhile others had {others} of the cores, this process "
-        f"{result.cpu_cores:.2f} cores; power {watts}"
+        f"{result.cpu_cores:.2f} cores; power {watts or 'not told here'}"
     )
 
 

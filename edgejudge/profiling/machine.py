@@ -9,13 +9,13 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from edgejudge.energy import Watts, meter
+from edgejudge.energy import Watts, meters
 from edgejudge.runtime.session import default_threads
 from edgejudge.runtime.settings import processor
 
@@ -81,27 +81,31 @@ class Beside:
 @dataclass(slots=True)
 class Usage:
     """Of a stretch of time: seconds of a core that this process had, the share of all cores that
-    others had, and watts where counters tell. Filled when the stretch is over.
+    others had, and watts by what they are of, where counters tell. Filled when the stretch is
+    over.
     """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     others: float | None = None
-    watts: float | None = None
+    watts: dict[str, float] = field(default_factory=dict)
     _cores: int = field(default_factory=lambda: os.cpu_count() or 1)
 
 
 @contextmanager
 def usage() -> Iterator[Usage]:
-    found, counters, watts = Usage(), meter(), Watts()
+    found, told = Usage(), dict[str, Watts]()
     began, own, busy = time.perf_counter(), _own_seconds(), _busy_seconds()
     try:
-        with counters.watts() if counters else nullcontext(watts) as watts:
+        with ExitStack() as stack:
+            for name, counter in meters().items():
+                told[name] = stack.enter_context(counter.watts())
             yield found
     finally:
         found.seconds = time.perf_counter() - began
         found.cpu_seconds = _own_seconds() - own
-        found.watts = watts.value
+        known = {name: watts.value for name, watts in told.items()}
+        found.watts = {name: round(w, 3) for name, w in known.items() if w is not None}
         after = _busy_seconds()
         if busy is not None and after is not None and found.seconds > 0:
             others = (after - busy - found.cpu_seconds) / (found.seconds * found._cores)

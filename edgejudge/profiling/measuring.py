@@ -14,15 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, EdgeJudgeError, InputError
 from edgejudge.profiling.distributions import Distribution
+from edgejudge.profiling.limits import Limits, limits_of
 from edgejudge.profiling.machine import Beside, Usage, available_bytes, card, peak_rss_mib, usage
 from edgejudge.profiling.pictures import drawn_picture
 from edgejudge.profiling.records import SCHEMA_VERSION, Memory, OperatorRecord, Profile
 from edgejudge.profiling.workloads import Came, Work, made, read_workload
 from edgejudge.runtime.memory import fits, resident_bytes
 from edgejudge.runtime.operators import Ran, profiled
+from edgejudge.runtime.session import CPU
 from edgejudge.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -259,9 +263,20 @@ class _Measuring:
             self.before,
             Beside.now(),
             self.used.others,
+            self.limits(),
             self.operators,
             warnings,
         )
+
+    def limits(self) -> Limits | None:
+        """Of the decoder on the processor alone: other devices' limits are not known."""
+        rates = self.runs.rates
+        engine: Any = self.judge.engine
+        elsewhere = {v for k, v in engine.placement.items() if k.startswith("decoder")} - {CPU}
+        if elsewhere or not {"prompt tokens", "written tokens"} & rates.keys():
+            return None
+        known = {name: float(np.median(values)) for name, values in rates.items()}
+        return limits_of(self.judge.bundle, known, getattr(engine, "threads", 1))
 
     def _once(self, work: Work) -> tuple[float, Came, Tracing]:
         with self.judge.trace() as seen:

@@ -12,6 +12,7 @@ from typing import Any
 from edgejudge.errors import InputError
 from edgejudge.file_bytes import file_bytes
 from edgejudge.profiling.distributions import Distribution, Ratio
+from edgejudge.profiling.limits import Limits
 from edgejudge.profiling.machine import Beside
 
 __all__ = ["SCHEMA_VERSION", "Compared", "Memory", "Profile", "compared", "figures_of"]
@@ -51,8 +52,8 @@ class Profile:
     has imported edgejudge; of it loading took `load_ms`, and opening and compiling graphs
     `open_ms`. `run` are warm runs, `first` the first answer of several within them, `kept` the same
     pictures with their prefixes kept. `stages` are spans of `run` by name, `rates` per second.
-    `timeline` has seconds since the first run began, and what the run took. `watts` is null where
-    no counter can be read.
+    `timeline` has seconds since the first run began, and what the run took. `watts` are those of
+    the counters that can be read here.
     """
 
     schema_version: int
@@ -79,13 +80,14 @@ class Profile:
     cache_hits: float  # share of the pictures of `kept`
     memory: Memory
     cpu_cores: float  # that this process kept at work
-    watts: float | None
+    watts: dict[str, float]
     placement: dict[str, str]
     settings: dict[str, int]  # of the engine
     machine: dict[str, str | int]
     before: Beside
     after: Beside
     others: float | None  # share of all cores that other processes had meanwhile
+    limits: Limits | None
     operators: tuple[OperatorRecord, ...]  # where they were asked for, by provider
     warnings: tuple[str, ...]
 
