@@ -16,7 +16,7 @@ from PIL import Image
 import tiny
 from edgejudge.fidelity import export_bundle
 from edgejudge.profiling import Distribution, Profile, profile
-from edgejudge.profiling.charts import bars, histogram, timeline, waterfall
+from edgejudge.profiling.charts import bars, histogram, roofline, timeline, waterfall
 from edgejudge.profiling.page import page
 from edgejudge.profiling.records import compared
 from edgejudge.tracing import Tracing
@@ -93,7 +93,9 @@ def test_charts_are_whole_for_any_numbers(values: list[float]) -> None:
     points = [(float(i), v) for i, v in enumerate(values)]
     rows = {"cpu": [("a", float(i), v, "said") for i, v in enumerate(values)]}
     named = {str(i): v for i, v in enumerate(values)}
-    for text in (histogram(values, marks), timeline(points), waterfall(rows), bars(named, "ms")):
+    roof = roofline(found.max + 1e-3, found.p50 + 1e-3, {"a": (found.min + 1e-3, found.max + 1.0)})
+    charts = (histogram(values, marks), timeline(points), waterfall(rows), bars(named, "ms"), roof)
+    for text in charts:
         checked(text)
         assert "nan" not in text and "inf" not in text
         for number in re.findall(r' (?:x|y|width|height)="([^"]*)"', text):

@@ -132,7 +132,11 @@ def test_stages_are_part_of_a_run(result: Profile) -> None:
         result.rates["images"].p50 * len(rules), rel=1e-3
     )
     assert result.rates["prompt tokens"].p50 > 0 and result.rates["question tokens"].p50 > 0
-    assert 0 < result.load_ms < result.first_verdict_ms and result.open_ms > 0
+    assert (
+        0 < result.load_ms < result.first_verdict_ms
+        and sum(result.opened_ms.values()) > 0
+        and result.compiled == 0
+    )
     assert set(result.placement.values()) == {"CPUExecutionProvider"}
     assert len(result.timeline) == 3 and result.timeline[0][0] < result.timeline[2][0]
     assert {"start", "loaded", "first run", "warm runs"} <= result.memory.resident.keys()

@@ -166,9 +166,11 @@ def _print(result: "Profile", against: "Compared | None") -> None:
     for name, rate in result.rates.items():
         low, high = rate.intervals.get("p50", (rate.p50, rate.p50))
         console.print(f"{name}: {rate.p50:,.1f} a second ({low:,.1f} to {high:,.1f})")
+    opened = ", ".join(f"{ms:.0f} on {device}" for device, ms in result.opened_ms.items())
     console.print(
         f"first answer {result.first_verdict_ms:.0f} ms after the bundle was asked for: "
-        f"{result.load_ms:.0f} to load it, {result.open_ms:.0f} to open graphs when first used"
+        f"{result.load_ms:.0f} to load it, {opened or 'none'} to open graphs, {result.compiled} "
+        "compiled"
     )
     _memory(result, console)
     if (limits := result.limits) is not None:

@@ -10,7 +10,7 @@ from html import escape
 
 from edgejudge.printable import brief
 
-__all__ = ["bars", "histogram", "timeline", "waterfall"]
+__all__ = ["bars", "histogram", "roofline", "timeline", "waterfall"]
 
 _WIDTH = 720
 _LEFT, _RIGHT = 120, 16
@@ -132,6 +132,45 @@ def bars(values: Mapping[str, float], unit: str, whole: float = 0.0) -> str:
         )
         parts.append(_text(_LEFT + wide + 6, y + 14, f"{_short(value)} {unit}", "start"))
     return _svg(8 + _ROW * len(values), f"{len(values)} bars in {unit}", parts)
+
+
+def roofline(gflops: float, read_gb_s: float, points: Mapping[str, tuple[float, float]]) -> str:
+    """What a machine can do at most by operations a byte, both on scales of powers of ten, and
+    what was done (Williams, Waterman and Patterson, Communications of the ACM 52(4), 2009).
+    """
+    ridge = gflops / read_gb_s
+    across = [ridge / 30, ridge * 30, *(x for x, _ in points.values())]
+    up = [gflops * 2, gflops / 200, *(y for _, y in points.values())]
+    left, right = (math.log10(f(across)) for f in (min, max))
+    low, high = (math.log10(f(up)) for f in (min, max))
+    height, floor = 230, 196
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        wide, tall = (right - left) or 1.0, (high - low) or 1.0
+        return (
+            _LEFT + (_WIDTH - _LEFT - _RIGHT) * (math.log10(x) - left) / wide,
+            floor - (floor - 12) * (math.log10(y) - low) / tall,
+        )
+
+    begin = max(10**left, 10**low / read_gb_s)
+    (x0, y0), (x1, y1) = place(begin, begin * read_gb_s), place(ridge, gflops)
+    x2, _ = place(10**right, gflops)
+    parts = [f'<path class="line" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}H{x2:.1f}"/>']
+    parts.append(_text(x2, y1 - 6, f"{_short(gflops)} GFLOP/s", "end"))
+    parts.append(_text(x0 + 6, y0 - 12, f"{_short(read_gb_s)} GB/s", "start"))
+    for name, (x, y) in points.items():
+        px, py = place(x, y)
+        said = f"{name}: {_short(y)} GFLOP/s at {_short(x)} operations a byte"
+        parts.append(f'<circle class="bar" cx="{px:.1f}" cy="{py:.1f}" r="5">')
+        parts.append(f"<title>{_safe(said)}</title></circle>")
+        anchor = "end" if px > 0.8 * _WIDTH else "start"
+        parts.append(_text(px + (-9 if anchor == "end" else 9), py + 4, name, anchor))
+    for number in range(math.ceil(left), math.floor(right) + 1):
+        x, _ = place(10.0**number, gflops)
+        parts.append(_text(x, height - 6, _short(10.0**number), "middle"))
+    parts.append(f'<path class="rule" d="M{_LEFT} {floor + 4}H{_WIDTH - _RIGHT}"/>')
+    parts.append(_text(_WIDTH - _RIGHT, height - 24, "operations a byte", "end"))
+    return _svg(height, f"at most {_short(gflops)} GFLOP/s and {_short(read_gb_s)} GB/s", parts)
 
 
 def _axis(low: float, high: float, left: float, height: float, unit: str) -> list[str]:

@@ -26,19 +26,23 @@ _ROUNDS = 5
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`read_gb_s` and `gflops` are numpy's here, `operations` those of a token in the decoder's
-    matrices, `token_mb` the weights that writing one reads. `prompt_share` is of the arithmetic,
-    `written_share` of the reading; None where nothing was prefilled, or written.
+    matrices, `token_mb` the weights that writing one reads, `pass_tokens` how many of a prompt
+    share one reading. `prompt_share` is of the arithmetic, `written_share` of the reading; None
+    where nothing was prefilled, or written.
     """
 
     read_gb_s: float
     gflops: float
     operations: int
     token_mb: float
+    pass_tokens: float
     prompt_share: float | None
     written_share: float | None
 
 
-def limits_of(bundle: Bundle, rates: Mapping[str, float], threads: int) -> Limits:
+def limits_of(
+    bundle: Bundle, rates: Mapping[str, float], pass_tokens: float, threads: int
+) -> Limits:
     """`rates` are a profile's, a second."""
     read, gflops = _read_gb_s(threads), _gflops()
     spec = ModelSpec.from_json(bundle.manifest.spec)
@@ -58,6 +62,7 @@ def limits_of(bundle: Bundle, rates: Mapping[str, float], threads: int) -> Limit
         round(gflops, 1),
         operations,
         round(token_mb, 2),
+        round(pass_tokens, 1),
         None if prompt is None else round(prompt * operations / (gflops * 1e9), 4),
         None if written is None else round(written * token_mb / (read * 1e3), 4),
     )

@@ -24,6 +24,7 @@ from edgejudge.profiling.machine import Beside, Usage, available_bytes, card, pe
 from edgejudge.profiling.pictures import drawn_picture
 from edgejudge.profiling.records import SCHEMA_VERSION, Memory, OperatorRecord, Profile
 from edgejudge.profiling.workloads import Came, Work, made, read_workload
+from edgejudge.runtime.compiled import KEEPS
 from edgejudge.runtime.memory import fits, resident_bytes
 from edgejudge.runtime.operators import Ran, profiled
 from edgejudge.runtime.session import CPU
@@ -51,6 +52,7 @@ class _Runs:
     at_s: list[float] = field(default_factory=list)
     stages: list[dict[str, float]] = field(default_factory=list)
     rates: dict[str, list[float]] = field(default_factory=dict)
+    pass_tokens: list[int] = field(default_factory=list)  # of prompts
     hits: int = 0
     images: int = 0
 
@@ -60,6 +62,7 @@ class _Runs:
         if came.images > 1 and came.first_ms is not None:
             self.first_ms.append(came.first_ms)
         self.stages.append(seen.totals())
+        self.pass_tokens += _of_prompts(seen)
         self.hits, self.images = self.hits + came.cache_hits, self.images + came.images
         for name, count in (("images", came.images), ("answers", came.answers)):
             if count:
@@ -154,7 +157,17 @@ class _Measuring:
         self.work: Work = made(self.workload, self.judge, self.folder, self.policy, self.picture)
         ms, _, seen = self._once(self.work)
         self.first_ms = self.load_ms + ms
-        self.open_ms = seen.totals().get("load", 0.0)
+        self.opened = dict[str, float]()
+        for span in seen:
+            if span.name == "load":
+                self.opened[span.device] = self.opened.get(span.device, 0.0) + span.ms
+        fleet = getattr(self.judge.engine, "fleet", None)
+        self.compiled = sum(
+            graph.origin == "compiled"
+            for accelerator in (fleet.accelerators if fleet else ())
+            for graph in accelerator.loaded.values()
+            if accelerator.device.provider in KEEPS
+        )
         self._hold("first run")
 
     def warm(self, warmup: int, runs: int, seconds: float | None) -> None:
@@ -239,7 +252,8 @@ class _Measuring:
             warmup,
             self.stopped,
             round(self.load_ms, 3),
-            round(self.open_ms, 3),
+            {device: round(ms, 3) for device, ms in self.opened.items()},
+            self.compiled,
             round(self.first_ms, 3),
             Distribution.of(runs.ms),
             Distribution.of(runs.first_ms) if runs.first_ms else None,
@@ -276,7 +290,8 @@ class _Measuring:
         if elsewhere or not {"prompt tokens", "written tokens"} & rates.keys():
             return None
         known = {name: float(np.median(values)) for name, values in rates.items()}
-        return limits_of(self.judge.bundle, known, getattr(engine, "threads", 1))
+        tokens = float(np.mean(self.runs.pass_tokens or [1]))
+        return limits_of(self.judge.bundle, known, tokens, getattr(engine, "threads", 1))
 
     def _once(self, work: Work) -> tuple[float, Came, Tracing]:
         with self.judge.trace() as seen:
@@ -287,6 +302,18 @@ class _Measuring:
 
     def _hold(self, step: str) -> None:
         self.resident[step] = resident_bytes() / _MIB
+
+
+def _of_prompts(seen: Tracing) -> list[int]:
+    """Tokens of each pass of a prompt through the decoder's first part."""
+    found = []
+    for trace in seen.requests:
+        spans = trace.spans
+        for span in spans:
+            inside = None if span.parent is None else spans[span.parent].name
+            if span.name == "decoder" and inside == "prefill" and not span.counts.get("part"):
+                found.append(span.counts["tokens"])
+    return found
 
 
 def _warnings(measured: _Measuring, run: Distribution) -> tuple[str, ...]:

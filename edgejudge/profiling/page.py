@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from edgejudge.printable import printable
-from edgejudge.profiling.charts import bars, histogram, timeline, waterfall
+from edgejudge.profiling.charts import bars, histogram, roofline, timeline, waterfall
 from edgejudge.profiling.distributions import Distribution
+from edgejudge.profiling.limits import Limits
 from edgejudge.profiling.records import Compared, Profile, figures_of
 from edgejudge.tracing import Tracing
 
@@ -35,7 +36,7 @@ th, td { padding: .25rem .7rem .25rem 0; text-align: right; white-space: nowrap;
 th:first-child, td:first-child { text-align: left } td.in { padding-left: 1rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0 }
 dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
-svg { width: 100%; height: auto; display: block; background: var(--card); border-radius: .4rem }
+svg { width: 100%; min-width: 34rem; height: auto; display: block; background: var(--card); border-radius: .4rem }
 svg text { font: 12px system-ui, sans-serif; fill: var(--text) } svg text.in { fill: #fff }
 .bar, .dot { fill: var(--bar) } .dot { opacity: .6 }
 .line { fill: none; stroke: #e45756; stroke-width: 2 }
@@ -43,7 +44,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--text) } svg text.in { f
 .h0 { fill: #4c78a8 } .h1 { fill: #b8621b } .h2 { fill: #3f7d38 } .h3 { fill: #b83b3a }
 .h4 { fill: #3d8680 } .h5 { fill: #8b5583 } .h6 { fill: #8d6d12 } .h7 { fill: #7d5a49 }
 @media (max-width: 36rem) {
-  dl { grid-template-columns: 1fr } dt { margin-top: .3rem } svg text { font-size: 17px }
+  dl { grid-template-columns: 1fr } dt { margin-top: .3rem }
 }
 """
 
@@ -77,7 +78,10 @@ def page(record: Profile, seen: Tracing, against: Compared | None = None) -> str
         parts += _section("Operators of one run", _operators(record))
     parts += _limits(record)
     parts += _section("Memory", bars(record.memory.resident | {"peak": record.memory.peak}, "MiB"))
-    parts += [f'<p class="soft">{_safe(_held(record))}</p>', bars(record.memory.stages, "MiB")]
+    parts += [
+        f'<p class="soft">{_safe(_held(record))}</p>',
+        _wide(bars(record.memory.stages, "MiB")),
+    ]
     parts += _section("Where and how", _card(record))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -89,7 +93,12 @@ def page(record: Profile, seen: Tracing, against: Compared | None = None) -> str
 
 
 def _section(title: str, *parts: str) -> list[str]:
-    return [f"<h2>{_safe(title)}</h2>", *parts]
+    return [f"<h2>{_safe(title)}</h2>", *(_wide(part) for part in parts)]
+
+
+def _wide(part: str) -> str:
+    """What may be wider than a phone is moved sideways within its own frame."""
+    return f'<div class="wide">{part}</div>' if part.startswith("<svg") else part
 
 
 def _rows(seen: Tracing) -> dict[str, list[tuple[str, float, float, str]]]:
@@ -157,8 +166,24 @@ def _limits(record: Profile) -> list[str]:
         f"{limits.token_mb:,.1f} MB of weights. Integer kernels may exceed the first."
     )
     return _section(
-        "Of what the machine can do", bars(known, "%", 100.0), f'<p class="soft">{_safe(said)}</p>'
+        "Of what the machine can do",
+        roofline(*_roof(record, limits)),
+        bars(known, "%", 100.0),
+        f'<p class="soft">{_safe(said)}</p>',
     )
+
+
+def _roof(record: Profile, limits: Limits) -> tuple[float, float, dict[str, tuple[float, float]]]:
+    """Peaks, and of prompts and writing: operations a byte of weights, operations a second."""
+    each = limits.operations / (limits.token_mb * 1e6)
+    points = {}
+    for name, rate, tokens in (
+        ("prompts", "prompt tokens", limits.pass_tokens),
+        ("writing", "written tokens", 1.0),
+    ):
+        if rate in record.rates:
+            points[name] = each * tokens, record.rates[rate].p50 * limits.operations / 1e9
+    return limits.gflops, limits.read_gb_s, points
 
 
 def _held(record: Profile) -> str:
@@ -181,7 +206,7 @@ def _card(record: Profile) -> str:
         "workload": record.workload,
         "policy, picture": f"{record.policy}, {record.picture}",
         "first answer": f"{record.first_verdict_ms:,.0f} ms, {record.load_ms:,.0f} to load and "
-        f"{record.open_ms:,.0f} to open graphs",
+        f"{sum(record.opened_ms.values()):,.0f} to open graphs, {record.compiled} of them compiled",
         "bundle": record.bundle_sha256,
     }
     inner = "".join(f"<dt>{_safe(k)}</dt><dd>{_safe(v)}</dd>" for k, v in facts.items())

@@ -49,11 +49,13 @@ class OperatorRecord:
 @dataclass(frozen=True, slots=True)
 class Profile:
     """Milliseconds. `first_verdict_ms` counts from before the bundle is opened, in a process that
-    has imported edgejudge; of it loading took `load_ms`, and opening and compiling graphs
-    `open_ms`. `run` are warm runs, `first` the first answer of several within them, `kept` the same
-    pictures with their prefixes kept. `stages` are spans of `run` by name, `rates` per second.
-    `timeline` has seconds since the first run began, and what the run took. `watts` are those of
-    the counters that can be read here.
+    has imported edgejudge; of it loading took `load_ms`, and opening graphs `opened_ms`, by device;
+    `compiled` of them were compiled for their device, others needed none or were kept.
+
+    `run` are warm runs, `first` the first answer of several within them, `kept` the same pictures
+    with their prefixes kept. `stages` are spans of `run` by name, `rates` per second. `timeline`
+    has seconds since the first run began, and what the run took. `watts` are those of the counters
+    that can be read here.
     """
 
     schema_version: int
@@ -68,7 +70,8 @@ class Profile:
     warmup: int
     stopped: bool  # by Ctrl-C, before all runs were done
     load_ms: float
-    open_ms: float
+    opened_ms: dict[str, float]
+    compiled: int
     first_verdict_ms: float
     run: Distribution
     first: Distribution | None
