@@ -36,7 +36,8 @@ th, td { padding: .25rem .7rem .25rem 0; text-align: right; white-space: nowrap;
 th:first-child, td:first-child { text-align: left } td.in { padding-left: 1rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0 }
 dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
-svg { width: 100%; min-width: 34rem; height: auto; display: block; background: var(--card); border-radius: .4rem }
+svg { width: 100%; min-width: 34rem; height: auto; display: block; background: var(--card);
+  border-radius: .4rem }
 svg text { font: 12px system-ui, sans-serif; fill: var(--text) } svg text.in { fill: #fff }
 .bar, .dot { fill: var(--bar) } .dot { opacity: .6 }
 .line { fill: none; stroke: #e45756; stroke-width: 2 }
