@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgejudge.batches import BatchScorer
 from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, EdgeJudgeError, InputError
 from edgejudge.profiling.distributions import Distribution
@@ -106,6 +107,11 @@ def profile(
             "runs must be at least 1, warmup and cold at least 0 and seconds above 0; got "
             f"{runs}, {warmup}, {cold} and {seconds}",
         )
+    if operators and memory_budget is not None:
+        raise InputError(
+            "usage",
+            "operators are profiled in a second judge, which a memory budget has no room for",
+        )
     wanted = read_workload(workload)
     with tempfile.TemporaryDirectory() as folder:
         if picture is not None and not Path(picture).is_file():
@@ -186,7 +192,6 @@ class _Measuring:
 
     def keep(self, runs: int) -> None:
         """The same pictures again, whose prefixes lie in the cache."""
-        from edgejudge.batches import BatchScorer
         from edgejudge.judge import Judge
         from edgejudge.prefix_cache import PrefixCache
 
@@ -236,7 +241,7 @@ class _Measuring:
         manifest = judge.bundle.manifest
         names = dict.fromkeys(name for stages in runs.stages for name in stages)
         engine: Any = judge.engine
-        cache = getattr(engine, "_cache", None)
+        cache = None if isinstance(engine, BatchScorer) else engine._cache
         peak = self.peak or peak_rss_mib()
         warnings = _warnings(self, Distribution.of(runs.ms))
         return Profile(
