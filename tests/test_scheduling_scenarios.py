@@ -127,13 +127,14 @@ def test_memory_is_kept() -> None:
     assert not planner.fits(wide.placement)
 
 
-def _run(factor: float, replanning: bool, jitter: float = 0.0) -> Timeline:
+def _run(factor: float, replanning: bool, jitter: float = 0.0, fixed: bool = False) -> Timeline:
     scenario = known()["balanced devices: 4096"]
     planner = scenario.planner()
     plan = planner.plan()
     placed = planner.costs.placed(scenario.graph, plan.placement)
+    tasks = tuple(replace(task, fixed=fixed) for task in scenario.graph.tasks)
     return simulate(
-        scenario.graph,
+        replace(scenario.graph, tasks=tasks),
         placed,
         ranks=plan.schedule.ranks,
         slow=[Slow("cpu", 300.0, factor)] if factor != 1 else [],
@@ -155,6 +156,12 @@ def test_a_device_that_slows_down_is_noticed_and_planned_around() -> None:
     assert 300 < seeing.events[0].at_ms < 700, "after a few tasks"
     assert busy_ms(seeing)["gpu"] > busy_ms(blind)["gpu"]
     assert len(seeing.runs) == len(blind.runs) == len(known()["balanced devices: 4096"].graph.tasks)
+
+
+def test_what_is_fixed_stays_on_a_device_that_slows_down() -> None:
+    blind, fixed = _run(3.0, False), _run(3.0, True, fixed=True)
+    assert fixed.runs == blind.runs
+    assert "cpu takes" in fixed.events[0].text and "goes on" not in fixed.events[0].text
 
 
 @settings(max_examples=25, deadline=None)
