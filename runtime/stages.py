@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, PartRecord
 from edgejudge.models.spec import ModelSpec
+from edgejudge.runtime.accelerator import Accelerator
 from edgejudge.runtime.decoding import PassFeeds, run_layers
 from edgejudge.runtime.embeddings import check_visual
 from edgejudge.runtime.executor import Executor, Step
@@ -216,11 +217,9 @@ class Stages:
         self, feeds: dict[str, NDArray[Any]], trace: Trace, device: str
     ) -> NDArray[np.float32]:
         """One group of views -> visual tokens [N, D]."""
-        done = None
-        if device != CPU_DEVICE:
-            done = self.fleet.attempt(
-                "vision", None, trace, lambda a: a.encode(feeds, PATCHES, trace), device
-            )
+        done = self._elsewhere(
+            "vision", None, trace, device, lambda a: a.encode(feeds, PATCHES, trace)
+        )
         if done is not None:
             self.ran("vision", done[1].device.name, trace)
             return done[0]
@@ -244,15 +243,10 @@ class Stages:
         index = part.index
         # Whoever runs it: a device's copy of rows that another one writes now is out of date.
         self.fleet.forget(given.begin, index)
-        done = None
-        if device != CPU_DEVICE:
-            done = self.fleet.attempt(
-                stage,
-                index,
-                trace,
-                lambda a: a.layers(part, flow, given, cache, stage, trace),
-                device,
-            )
+        done = self._elsewhere(
+            *(stage, index, trace, device),
+            lambda a: a.layers(part, flow, given, cache, stage, trace),
+        )
         name = stage
         if len(self.bundle.manifest.parts) > 1 and self.fleet.routes:
             name = f"{stage}.{index}"
@@ -264,6 +258,19 @@ class Stages:
         self.ran(name, session.provider, trace)
         with trace.span(stage, CPU_DEVICE, part=index, tokens=flow.shape[1]):
             return run_layers(session, part, flow, given, cache)
+
+    def _elsewhere(
+        self,
+        stage: str,
+        part: int | None,
+        trace: Trace,
+        device: str,
+        work: Callable[[Accelerator], NDArray[np.float32]],
+    ) -> tuple[NDArray[np.float32], Accelerator] | None:
+        """What a device gives, and which one it was; None where the processor is to do it."""
+        if device == CPU_DEVICE:
+            return None
+        return self.fleet.attempt(stage, part, trace, work, device)
 
     def _do(self, steps: Sequence[Step], trace: Trace, ahead: bool = False) -> None:
         def told(text: str) -> None:

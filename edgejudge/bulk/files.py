@@ -16,10 +16,16 @@ from contextlib import contextmanager, suppress
 
 from edgejudge.errors import InputError
 
-__all__ = ["SYNC_S", "Lines", "replacing", "sync_folder", "telling"]
+__all__ = ["SYNC_S", "Lines", "must_exist", "replacing", "sync_folder", "telling"]
 
 SYNC_S = 5.0
 _BINARY = getattr(os, "O_BINARY", 0)
+
+
+def must_exist(file: str) -> None:
+    """Of a results file that is to be read. Raises InputError."""
+    if not os.path.exists(file):
+        raise InputError("out", f"{file} cannot be read: there is no such file")
 
 
 @contextmanager

@@ -7,16 +7,14 @@ line of a path counts in both.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgejudge.bulk.files import telling
+from edgejudge.bulk.files import must_exist, telling
 from edgejudge.bulk.index import Index
 from edgejudge.bulk.journal import Journal, index_lines
 from edgejudge.bulk.names import key_of
 from edgejudge.bulk.store import Found, Store
-from edgejudge.errors import InputError
 
 __all__ = ["JsonlStore", "rows_of"]
 
@@ -56,8 +54,7 @@ class JsonlStore(Store):
 
 
 def rows_of(file: str) -> Iterator[dict[str, Any]]:
-    if not os.path.exists(file):
-        raise InputError("out", f"{file} cannot be read: there is no such file")
+    must_exist(file)
     index = Index()
     index_lines(file, index, None)
     with open(file, "rb") as stream:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby, islice
 from typing import Any
 
-from edgejudge.bulk.files import replacing, sync_folder, telling
+from edgejudge.bulk.files import must_exist, replacing, sync_folder, telling
 from edgejudge.bulk.identity import Identity
 from edgejudge.bulk.index import Index
 from edgejudge.bulk.journal import Journal, index_lines
@@ -132,8 +132,8 @@ def rows_of(file: str) -> Iterator[dict[str, Any]]:
     index = Index()
     if os.path.exists(journal):
         index_lines(journal, index, None)
-    elif not os.path.exists(file):
-        raise InputError("out", f"{file} cannot be read: there is no such file")
+    else:
+        must_exist(file)
     if os.path.exists(file):
         old = _opened(file)
         _identity(old, file)

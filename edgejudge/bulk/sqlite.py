@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
-from edgejudge.bulk.files import SYNC_S, sync_folder, telling
+from edgejudge.bulk.files import SYNC_S, must_exist, sync_folder, telling
 from edgejudge.bulk.identity import Identity
 from edgejudge.bulk.names import key_of
 from edgejudge.bulk.rows import broken, content_of, key_of_row, outcome_of
@@ -132,8 +132,7 @@ class SqliteStore(Store):
 
 def rows_of(file: str) -> Iterator[dict[str, Any]]:
     _check_head(file)
-    if not os.path.exists(file):
-        raise InputError("out", f"{file} cannot be read: there is no such file")
+    must_exist(file)
     with telling(file), closing(sqlite3.connect(file, timeout=_WAIT_S)) as database:
         if _is_empty(database):  # a kill while it was made; a screening goes on from there
             return
