@@ -193,7 +193,7 @@ bench-schedule: $(VENV)/.runtime  ## plans beside what is possible, in scenarios
 bench-devices: $(VENV)-swiftshader/.stamp  ## the nano judge on three providers at once, beside one and in order (BENCH_ARGS="--rounds 3")
 	$(VENV)-swiftshader/bin/python tests/real_devices.py
 	VK_DRIVER_FILES=$(SWIFTSHADER) $(VENV)-swiftshader/bin/python tests/bench/devices.py \
-		--bundle build/providers/nano6 $(BENCH_ARGS) $(NANO)/samples/chat.jpg $(NANO)/samples/bar.jpg
+		--bundle build/providers/nano6 --strip $(BENCH_ARGS) $(NANO)/samples/chat.jpg $(NANO)/samples/bar.jpg
 
 build/contention: $(NANO)/checkpoint/model.safetensors | $(VENV)/.test
 	rm -rf $@.new && $(BIN)/edgejudge export $(NANO)/checkpoint --recipe w8 --parts 2 --targets cpu,gpu --out $@.new && rm -rf $@ && mv $@.new $@
