@@ -134,7 +134,7 @@ def fit(rows: list[dict[str, Any]], bundle: Path, folder: Path, out: Path) -> Ca
         "--bundle",
         str(bundle),
     ]
-    command += ["--policy", POLICY.name, "--aim", "f1", "--per-question", "--out", str(out)]
+    command += ["--policy", POLICY.name, "--aim", "f1", "--out", str(out)]
     if code := edgejudge(command):
         raise SystemExit(code)
     return Calibration.read(out)
