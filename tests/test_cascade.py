@@ -324,8 +324,8 @@ def test_nano_behind_a_judge_that_knows_nothing(tmp_path: Path) -> None:
     folder = Path(__file__).parent.parent / "models" / "nano" / "samples"
     unsure = fake_judge(tmp_path, replace(manifest(), name="unsure"), FakeEngine(default=0.5))
     cascade = Cascade(unsure, nano)
-    verdict = cascade.screen(folder / "chat.jpg")
-    plain = nano.screen(folder / "chat.jpg")
+    verdict = cascade.screen(folder / "screen.jpg")
+    plain = nano.screen(folder / "screen.jpg")
     assert verdict.verdict == plain.verdict == "unsafe"
     assert tuple(replace(rule, bundle=None) for rule in verdict.rules) == plain.rules
     assert {rule.bundle for rule in verdict.rules} == {"nano"}

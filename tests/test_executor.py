@@ -271,5 +271,5 @@ def test_a_device_that_became_slow_is_left() -> None:
         time.sleep(0.02 if device == "npu" else 0.004)
 
     executor.run([Step(Task(f"t{i}", "u", 1), run, "npu", 2.0) for i in range(20)], told.append)
-    assert by[0] == "npu" and by[-1] == "cpu" and by.count("npu") <= 5
+    assert by[0] == "npu" and by[-1] == "cpu" and by.count("npu") <= 7
     assert "npu takes" in told[0] and "u goes on on cpu" in told[0]

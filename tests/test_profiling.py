@@ -197,13 +197,13 @@ def test_within_a_memory_budget_pictures_are_screened_and_nothing_else(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgejudge.runtime.sliced.fits", lambda *_: False)
-    found, seen = profile(str(bundle), "screen:images=2", runs=2, memory_budget=1 << 30)
+    found, seen = profile(str(bundle), "screen:images=2", runs=2, memory_budget=1 << 36)
     assert found.memory.kv is None and found.kept is None and found.run.n == 2
     assert {"load", "vision", "decoder"} <= {span.name for span in seen}
     with pytest.raises(InputError, match="profile it without a budget"):
-        profile(str(bundle), "rank", memory_budget=1 << 30)
+        profile(str(bundle), "rank", memory_budget=1 << 36)
     with pytest.raises(InputError, match="has no room for"):
-        profile(str(bundle), memory_budget=1 << 30, operators=True)
+        profile(str(bundle), memory_budget=1 << 36, operators=True)
 
 
 def test_shares_are_of_what_numpy_does(bundle: Path) -> None:

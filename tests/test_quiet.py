@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SAMPLE = Path(__file__).parent.parent / "models" / "nano" / "samples" / "chat.jpg"
+SAMPLE = Path(__file__).parent.parent / "models" / "nano" / "samples" / "screen.jpg"
 SCREEN = (
     f"from edgejudge import Judge; print(Judge.load().screen({str(SAMPLE)!r}, 'stickers').verdict)"
 )

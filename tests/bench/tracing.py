@@ -1,7 +1,8 @@
 """What watching costs: verdicts with `judge.trace()` beside verdicts without, in turns:
 `make bench-trace`.
 
-Takes a bundle and a picture; prints the ratio of medians with its interval, and what a span takes.
+Takes a bundle and a picture; prints the median ratio of a turn with its interval, and what a span
+takes.
 One JSON line ends it.
 """
 
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edgejudge import Judge
-from edgejudge.profiling import Distribution, Ratio
+from edgejudge.profiling import Distribution
 from edgejudge.runtime.settings import processor
 from edgejudge.runtime.trace import Trace
 
@@ -45,15 +46,17 @@ def main() -> None:
         if number < 0:
             took = {False: [], True: []}
     off, on = Distribution.of(took[False]), Distribution.of(took[True])
-    ratio = Ratio.of(on, off)
-    assert ratio is not None
+    # Of each turn by itself: what the machine does meanwhile is in both of its runs.
+    turns = [b / a for a, b in zip(took[False], took[True], strict=True)]
+    ratio = Distribution.of(turns)
     trace, began, many = Trace(), time.perf_counter(), 20_000
     for _ in range(many):
         with trace.span("x"):
             pass
     each = (time.perf_counter() - began) * 1e6 / many
     print(f"without {off.p50:.2f} ms, with {on.p50:.2f} ms, {args.runs} runs of each, in turns")
-    print(f"ratio {ratio.value:.4f} ({ratio.low} to {ratio.high}, 95 %)")
+    low, high = ratio.intervals["p50"]
+    print(f"median of the turns' ratios {ratio.p50:.3f} ({low:.3f} to {high:.3f}, 95 %)")
     share = spans * each / 10 / off.p50
     print(f"{spans} spans a verdict, {each:.1f} us each, watched or not: {share:.2f} % of it")
     print(f"{processor()}, Python {sys.version.split()[0]}")
