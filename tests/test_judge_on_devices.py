@@ -62,10 +62,10 @@ def nano() -> Bundle:
 
 @pytest.fixture(scope="module")
 def strip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A laboratory's shelf: five views, and a rule that is broken."""
+    """A strip of a screenshot: five views, and a rule that is broken beyond doubt."""
     path = tmp_path_factory.mktemp("picture") / "strip.png"
-    with Image.open(rd.NANO / "samples" / "lab.jpg") as picture:
-        picture.crop((0, 462, 1080, 732)).save(path)
+    with Image.open(rd.NANO / "samples" / "screen.jpg") as picture:
+        picture.crop((0, 240, 1920, 720)).save(path)
     return path
 
 
