@@ -149,7 +149,6 @@ def _print(result: "Profile", against: "Compared | None") -> None:
     from rich.text import Text
 
     from edgejudge.printable import printable
-    from edgejudge.profiling.records import figures_of
 
     console = Console()
     _card(result, console)
@@ -158,10 +157,10 @@ def _print(result: "Profile", against: "Compared | None") -> None:
     table = Table(title=Text(title))
     for column in columns:
         table.add_column(column, no_wrap=True)
-    for name, value in figures_of(result.to_json()):
-        span = " to ".join(f"{v:.0f}" for v in value["intervals"].get("p50", ())) or "-"
-        rest = (f"{value[key]:.1f}" for key in ("p90", "p95", "p99", "min", "max"))
-        table.add_row(name, str(value["n"]), f"{value['p50']:.1f}", span, *rest)
+    for name, value in result.figures().items():
+        span = " to ".join(f"{v:.0f}" for v in value.intervals.get("p50", ())) or "-"
+        rest = (f"{v:.1f}" for v in (value.p90, value.p95, value.p99, value.min, value.max))
+        table.add_row(name, str(value.n), f"{value.p50:.1f}", span, *rest)
     console.print(table)
     for name, rate in result.rates.items():
         low, high = rate.intervals.get("p50", (rate.p50, rate.p50))

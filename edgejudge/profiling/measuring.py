@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +30,6 @@ from edgejudge.runtime.memory import fits, resident_bytes
 from edgejudge.runtime.operators import Ran, profiled
 from edgejudge.runtime.session import CPU
 from edgejudge.tracing import Tracing
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["profile"]
 
@@ -68,8 +65,9 @@ class _Runs:
         for name, count in (("images", came.images), ("answers", came.answers)):
             if count:
                 self.rates.setdefault(name, []).append(1e3 * count / ms)
+        spans = seen.spans
         for span, name in _TOKENS.items():
-            own = [s for s in seen if s.name == span]
+            own = [s for s in spans if s.name == span]
             tokens, took = sum(s.counts.get("tokens", 0) for s in own), sum(s.ms for s in own)
             if tokens and took > 0:
                 self.rates.setdefault(name, []).append(1e3 * tokens / took)

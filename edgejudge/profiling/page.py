@@ -9,9 +9,8 @@ from html import escape
 
 from edgejudge.printable import printable
 from edgejudge.profiling.charts import bars, histogram, roofline, timeline, waterfall
-from edgejudge.profiling.distributions import Distribution
 from edgejudge.profiling.limits import Limits
-from edgejudge.profiling.records import Compared, Profile, figures_of
+from edgejudge.profiling.records import Compared, Profile
 from edgejudge.tracing import Tracing
 
 __all__ = ["page"]
@@ -121,8 +120,7 @@ def _rows(seen: Tracing) -> dict[str, list[tuple[str, float, float, str]]]:
 
 def _figures(record: Profile) -> str:
     rows = []
-    for name, value in figures_of(record.to_json()):
-        found = Distribution.from_json(value)
+    for name, found in record.figures().items():
         low, high = found.intervals.get("p50", (found.p50, found.p50))
         cells = (found.p50, low, high, found.p90, found.p95, found.p99, found.min, found.max)
         rows.append((name, str(found.n), *(f"{v:,.2f}" for v in cells)))

@@ -4,7 +4,7 @@ Takes figures; gives JSON and takes it back, for `--compare`. Measures and print
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from edgejudge.profiling.distributions import Distribution, Ratio
 from edgejudge.profiling.limits import Limits
 from edgejudge.profiling.machine import Beside
 
-__all__ = ["SCHEMA_VERSION", "Compared", "Memory", "Profile", "compared", "figures_of"]
+__all__ = ["SCHEMA_VERSION", "Compared", "Memory", "Profile", "compared"]
 
 SCHEMA_VERSION = 4
 _MOST_BYTES = 64 << 20
+_WHOLE = ("run", "first", "kept", "cold_process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,14 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def figures(self) -> dict[str, Distribution]:
+        """Distributions of milliseconds by name, those of whole runs first."""
+        return dict(_figures({name: getattr(self, name) for name in (*_WHOLE, "stages")}))
 
-def figures_of(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and distributions of milliseconds of a record in JSON."""
-    for name in ("run", "first", "kept", "cold_process"):
+
+def _figures(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Of a record, or of one in JSON."""
+    for name in _WHOLE:
         if value.get(name):
             yield name.replace("_", " "), value[name]
     for name, found in value["stages"].items():
@@ -133,10 +138,10 @@ def compared(new: Profile, path: str | Path, allowed: float) -> Compared:
         )
     ratios: dict[str, Ratio] = {}
     try:
-        before = {name: Distribution.from_json(v) for name, v in figures_of(old)}
-        for name, value in figures_of(new.to_json()):
+        before = {name: Distribution.from_json(v) for name, v in _figures(old)}
+        for name, value in new.figures().items():
             if name in before:
-                found = Ratio.of(Distribution.from_json(value), before[name])
+                found = Ratio.of(value, before[name])
                 ratios |= {} if found is None else {name: found}
         same = ("bundle_sha256", "recipe", "picture", "policy", "settings", "machine", "placement")
         now = json.loads(json.dumps(new.to_json()))

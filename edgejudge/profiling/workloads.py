@@ -7,7 +7,6 @@ and again, each time with what came out of it. Times nothing but when the first 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +40,12 @@ _MOST_RULES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """Out of a run: verdicts or other answers, pictures that were looked at, tokens that were
-    written, and the milliseconds until the first picture of several was judged.
+    """Out of a run: verdicts or other answers, pictures that were looked at, and the milliseconds
+    until the first picture of several was judged.
     """
 
     answers: int = 0
     images: int = 0
-    written: int = 0
     first_ms: float | None = None
     cache_hits: int = 0
 
@@ -143,8 +141,8 @@ def _asked(workload: Workload, judge: "Judge", paths: Sequence[Path]) -> Work:
         return Came(1, count)
 
     def rationale() -> Came:
-        written = judge.write(images[0], _REQUEST, max_tokens=workload.counts["tokens"])
-        return Came(1, 1, written=len(written.ids))
+        judge.write(images[0], _REQUEST, max_tokens=workload.counts["tokens"])
+        return Came(1, 1)
 
     if workload.kind == "rank" and count < 2:
         raise InputError("workload", "rank:images is 1, it takes at least 2 to rank")
@@ -167,7 +165,7 @@ def _tokens(workload: Workload, judge: "Judge") -> Work:
             "workload",
             f"{workload} needs {tokens + past} tokens in a row, this bundle holds {room}",
         )
-    ids = [next(chain(judge.bundle.manifest.prompt.head, (1,)))]
+    ids = [(*judge.bundle.manifest.prompt.head, 1)[0]]
     begun: list[Any] = []  # the prefix that is written behind
 
     def prefill() -> Came:
@@ -183,7 +181,7 @@ def _tokens(workload: Workload, judge: "Judge") -> Work:
         for _ in range(tokens):
             before, hidden = engine.step(ids[0], before)
             engine.full_logits(hidden[None])
-        return Came(written=tokens)
+        return Came()
 
     if workload.kind == "prefill":
         return Work(workload, f"a prompt of {tokens} tokens", prefill)
