@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["add_judge", "libraries_on_stderr", "positive", "seconds", "size"]
+from edgejudge.printable import printable
+
+__all__ = ["add_judge", "libraries_on_stderr", "positive", "seconds", "size", "tell"]
 
 
 def add_judge(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +49,11 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
     return value
+
+
+def tell(sentence: str) -> None:
+    """To whoever watches, beside the results."""
+    print(printable(sentence), file=sys.stderr, flush=True)
 
 
 @contextmanager

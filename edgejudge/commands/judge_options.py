@@ -16,6 +16,7 @@ from edgejudge.commands.arguments import (
     positive,
     seconds,
     size,
+    tell,
 )
 from edgejudge.printable import printable
 
@@ -140,7 +141,7 @@ def open_judge(args: argparse.Namespace) -> "tuple[Any, Any, str | Policy]":
         calibration=args.calibration,
     )
     if args.remeasure:
-        judge.remeasure(on_drift=True, told=_tell)
+        judge.remeasure(on_drift=True, told=tell)
     policy = strictly(args.policy, dict(args.strictness))
     assert isinstance(policy, str | Policy)  # as the command line has it
     asked: Any = cascade.behind(judge, args)
@@ -158,10 +159,6 @@ def open_judge(args: argparse.Namespace) -> "tuple[Any, Any, str | Policy]":
             stays = "; it stays uncertain" if note.code == "unknown_concept" else ""
             print(f"warning: {printable(note.message)}{stays}", file=sys.stderr)
     return asked, plan, policy
-
-
-def _tell(sentence: str) -> None:
-    print(printable(sentence), file=sys.stderr, flush=True)
 
 
 def results_alone(args: argparse.Namespace) -> AbstractContextManager[object]:

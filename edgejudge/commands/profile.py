@@ -6,11 +6,10 @@ that alone. Measures through edgejudge.profiling.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgejudge.commands.arguments import libraries_on_stderr, positive, seconds, size
+from edgejudge.commands.arguments import libraries_on_stderr, positive, seconds, size, tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,12 +100,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.allowed >= 0:
         raise InputError("usage", f"--allowed is {args.allowed}, expected a percentage from 0 on")
 
-    def say(what: str) -> None:
-        print(what, file=sys.stderr, flush=True)
-
     bundle = None if args.bundle == "nano" else args.bundle
     if args.bundle in PRESETS and not Path(args.bundle).exists():
-        bundle = str(preset_bundle(args.bundle, args.recipe, say))
+        bundle = str(preset_bundle(args.bundle, args.recipe, tell))
     with libraries_on_stderr():
         result, seen = profile(
             bundle,
@@ -121,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             memory_budget=args.memory_budget,
             operators=args.operators,
-            progress=say,
+            progress=tell,
         )
     if args.trace:
         seen.save(args.trace)

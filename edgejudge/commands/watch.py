@@ -14,8 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from edgejudge.commands import cascade, judge_options
-from edgejudge.commands.arguments import seconds
-from edgejudge.printable import printable
+from edgejudge.commands.arguments import seconds, tell
 
 if TYPE_CHECKING:
     from edgejudge.verdict import Verdict
@@ -113,19 +112,16 @@ def _run(args: argparse.Namespace) -> int:
         print(json.dumps(verdict.to_json()) if args.json else _line(verdict), flush=True)
         stages.add(verdict)
 
-    def told(sentence: str) -> None:
-        print(printable(sentence), file=sys.stderr, flush=True)
-
     def finish(how: str = "") -> None:
         elapsed_s = time.perf_counter() - began_s
-        told(f"{how}{_summary(watched, args.out, elapsed_s)}")
+        tell(f"{how}{_summary(watched, args.out, elapsed_s)}")
         stages.finish()
         judge_options.tell_peak(args.memory_budget)
 
     try:
         with CtrlC((signal.SIGINT, signal.SIGTERM)) as stop:
             if not args.once:
-                told(f"watching {args.folder}; Ctrl-C ends it")
+                tell(f"watching {args.folder}; Ctrl-C ends it")
             watch_folder(
                 asked,
                 args.folder,
@@ -138,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
                 once=args.once,
                 retry_failed=args.retry_failed,
                 each=each,
-                told=told,
+                told=tell,
                 stop=stop,
                 watched=watched,
             )
@@ -155,7 +151,7 @@ def _run(args: argparse.Namespace) -> int:
         if not watched.screened.written or args.debug:
             raise
         finish("stopped, ")
-        told(f"error: {error}")
+        tell(f"error: {error}")
         return _code(watched, {"failed"})
     return 130 if stop() else _code(watched, set())
 

@@ -54,7 +54,6 @@ class Came:
 class Work:
     """`of` says in words what a run is."""
 
-    workload: Workload
     of: str
     run: Callable[[], Came]
 
@@ -103,7 +102,7 @@ def _screen(workload: Workload, judge: "Judge", policy: str, paths: Sequence[Pat
         return Came(answers, len(paths), first_ms=first, cache_hits=hits)
 
     pictures = "a picture" if len(paths) == 1 else f"{len(paths)} pictures"
-    return Work(workload, f"verdicts on {pictures}, {count} questions each", run)
+    return Work(f"verdicts on {pictures}, {count} questions each", run)
 
 
 def _of_rules(judge: "Judge", count: int) -> Policy:
@@ -152,7 +151,7 @@ def _asked(workload: Workload, judge: "Judge", paths: Sequence[Path]) -> Work:
         "rank": (f"{count} pictures in order, every two compared both ways", rank),
         "rationale": (f"a text of at most {workload.counts.get('tokens')} tokens", rationale),
     }
-    return Work(workload, *runs[workload.kind])
+    return Work(*runs[workload.kind])
 
 
 def _tokens(workload: Workload, judge: "Judge") -> Work:
@@ -184,5 +183,5 @@ def _tokens(workload: Workload, judge: "Judge") -> Work:
         return Came()
 
     if workload.kind == "prefill":
-        return Work(workload, f"a prompt of {tokens} tokens", prefill)
-    return Work(workload, f"{tokens} tokens written behind {past} others", decode)
+        return Work(f"a prompt of {tokens} tokens", prefill)
+    return Work(f"{tokens} tokens written behind {past} others", decode)
