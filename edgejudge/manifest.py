@@ -50,7 +50,7 @@ __all__ = [
     "WritingRecord",
 ]
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,26 +144,32 @@ class TokensRecord:
 class PromptRecord:
     """Every fixed piece of a prompt as token ids, so that judging needs no tokenizer.
 
-    With an image: `head`, per tile `tile_open[row][column]` and its image tokens, after a row
-    `row_break`, after the last one `last_break`, then `view_open`, the image tokens of the whole
-    picture, `view_close`, the question, `tail`. Without: `blind_head`, the question, `tail`, where
-    the question has been encoded together with the text before it (`blind_text`).
+    With an image: `head`, `image_open`, per tile `tile_open[row][column]` and its image tokens,
+    after a row `row_break`, after the last one `last_break`, then `view_open`, the image tokens of
+    the whole picture, `view_close`, the question, `tail`. Between two pictures is `image_break`.
+    Without: `blind_head`, the question, `tail`. A question has been encoded together with the text
+    before it, which is `text_open` behind a picture and `blind_text` without one.
 
     After an answer a further question follows: `next_turn`, the question encoded together with
     `next_text` before it, `tail`.
 
-    `visual_tokens` is how many image tokens a view has; 0 where a picture has rows x cols of them,
-    which then take multimodal rope positions.
+    `layout` says what rows and columns of a picture are: of "tiles", each a view of `visual_tokens`
+    image tokens; of image tokens that take multimodal rope positions ("grid"); or of image tokens
+    behind those of a view of the whole, a further one at the end of each row ("lines").
     """
 
     question_template: str
+    layout: str
     head: tuple[int, ...]
+    image_open: tuple[int, ...]
+    image_break: tuple[int, ...]
     tile_open: tuple[tuple[tuple[int, ...], ...], ...]
     row_break: tuple[int, ...]
     last_break: tuple[int, ...]
     view_open: tuple[int, ...]
     view_close: tuple[int, ...]
     visual_tokens: int
+    text_open: str
     tail: tuple[int, ...]
     blind_head: tuple[int, ...]
     blind_text: str

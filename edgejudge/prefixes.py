@@ -197,7 +197,7 @@ class Prefixes(Judging):
                 one.key if count == 0 or one.key is None else key_of([f"{key} {one.key}".encode()])
             )
             try:
-                after, how, tokens = self._put_picture(one, after, key)
+                after, how, tokens = self._put_picture(one, after, key, not count)
             except InputError as error:
                 if error.code == "too_long" and len(made) > 1:
                     raise InputError(
@@ -209,8 +209,10 @@ class Prefixes(Judging):
             reused += tokens
         return after, "miss" if "miss" in found else found.pop(), reused
 
-    def _put_picture(self, one: OneAhead, after: Any, key: str | None) -> _Had:
-        """One picture behind the prefix `after`; `key` names both."""
+    def _put_picture(self, one: OneAhead, after: Any, key: str | None, first: bool) -> _Had:
+        """One picture behind the prefix `after`, which ends with another unless it is the `first`;
+        `key` names both.
+        """
         engine = self._engine
         if self._cache is not None and key is not None:
             kept = self._cache.get(key)
@@ -220,10 +222,9 @@ class Prefixes(Judging):
             assert one.rgb is not None
             one.encoded = self._in_views(one.rgb, one.trace)
         rows, cols = one.encoded.rows, one.encoded.cols
-        ids = self._prompts.image_ids(rows, cols)
-        positions = self._prompts.image_positions(
-            rows, cols, 0 if after is None else after.position
-        )
+        ids = self._prompts.image_ids(rows, cols, first)
+        start = 0 if after is None else after.position
+        positions = self._prompts.image_positions(rows, cols, start, first)
         prefix = engine.prefill(ids, one.encoded.visual, positions, after)
         one.prefixes += 1
         if self._cache is None or key is None:

@@ -68,7 +68,7 @@ class UnitBench:
         if past + tokens > min(max(self._cache.buckets), text.max_positions):
             return {}
         self._cache.reserve(past + tokens)
-        hidden = np.full((tokens, text.hidden), 0.1, np.float32)
+        hidden = np.full((tokens, self.stages.spec.width_at(0)), 0.1, np.float32)
 
         def made() -> tuple[NDArray[np.float32], PassFeeds]:
             positions, bias = past + np.arange(tokens), causal(tokens, past)

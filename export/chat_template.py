@@ -35,9 +35,10 @@ def check_chat_template(folder: Path, prompts: Prompts) -> None:
         )
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     record = prompts.record
-    picture = {prompts.image_token_id, *record.view_open, *record.view_close}
+    around = (*record.image_open, *record.view_open, *record.view_close)
+    picture = {prompts.image_token_id, *around}
     text = {"type": "text", "text": prompts.question(_CONDITION)}
-    grid = (0, 0) if record.visual_tokens else (1, 1)
+    grid = (1, 1) if record.layout == "grid" else (0, 0)
     asked = (
         ([{"type": "image"}, text], [*prompts.prefix_ids(*grid), *prompts.branch_ids(_CONDITION)]),
         ([text], prompts.blind_ids(_CONDITION)),

@@ -5,7 +5,7 @@ attention appends, and as many weights as its budget allows. Knows no family.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,8 +144,25 @@ class EagerOps:
         x = x.reshape(len(x), side, scale, side, -1)
         return x.transpose(2, 3).reshape(len(x), side * side, -1)
 
-    def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    def blend(self, weight: str, inputs: dict[str, Tensor]) -> Tensor:
+        found = self.plain(weight)[inputs["table_rows"]]  # [N, 4, D]
+        return (found * inputs["table_shares"][..., None]).sum(1)[None]
+
+    def scale(self, x: Tensor, weight: str) -> Tensor:
+        return x * self.plain(weight)
+
+    def prepend(self, x: Tensor, weight: str) -> Tensor:
+        first = self.plain(weight).reshape(1, 1, -1).expand(len(x), -1, -1)
+        return torch.cat([first, x], 1)
+
+    def skip(self, x: Tensor, count: int) -> Tensor:
+        return x[:, count:]
+
+    def split(self, x: Tensor, parts: int, of: str = "") -> tuple[Tensor, ...]:
         return x.chunk(parts, -1)
+
+    def join(self, values: Sequence[Tensor], to: str) -> Tensor:
+        return torch.cat(list(values), -1)
 
     def reshape(self, x: Tensor, *shape: int) -> Tensor:
         return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(shape)])

@@ -13,7 +13,7 @@ from edgejudge.export.onnx_graph import OnnxGraph, overflow_check
 from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.store import WeightStore
 from edgejudge.models.family import Family
-from edgejudge.models.spec import ModelSpec, TextSpec
+from edgejudge.models.spec import ModelSpec
 
 __all__ = [
     "TARGET",
@@ -104,7 +104,7 @@ class GraphWriter:
         value = family.vision(ops, spec, inputs, layers)
         if layers.stop == spec.vision.layers:
             count = spec.visual_tokens or "T"
-            ops.output(value, "visual_tokens", "float32", "V", count, spec.text.hidden)
+            ops.output(value, "visual_tokens", "float32", "V", count, spec.width_at(0))
         else:
             dtype, shape = family.vision_inputs(spec, range(layers.stop, layers.stop + 1))["hidden"]
             ops.output(value, "hidden_out", dtype, *shape)
@@ -114,7 +114,7 @@ class GraphWriter:
         """A run of the decoder and the bytes of its weights."""
         make = self.writing if stage == "writer" and self.writing is not None else self.judging
         ops, text = make(f"{stage}_{index}"), self.spec.text
-        hidden, rotation = pass_inputs(ops, text, "S", "T")
+        hidden, rotation = pass_inputs(ops, self.spec, layers.start, "S", "T")
         length_inputs(ops)
         cache = (1, text.kv_heads, "C", text.head_dim)
         for layer in layers:
@@ -123,7 +123,8 @@ class GraphWriter:
         last = layers[-1] == text.layers - 1
         rows = ops.input("rows", "int64", "R") if last else None
         hidden = self.family.decoder(ops, self.spec, hidden, rotation, layers, rows)
-        ops.output(hidden, "hidden_out", "float32", 1, "R" if last else "S", text.hidden)
+        wide = self.spec.width_at(layers.stop)
+        ops.output(hidden, "hidden_out", "float32", 1, "R" if last else "S", wide)
         for layer in layers:
             for name in ("key", "value"):
                 value = f"present_{name}_{layer}"
@@ -151,11 +152,19 @@ class GraphWriter:
 
 
 def pass_inputs(
-    ops: OnnxGraph, text: TextSpec, tokens: int | str, total: int | str, dtype: str = "float32"
+    ops: OnnxGraph,
+    spec: ModelSpec,
+    layer: int,
+    tokens: int | str,
+    total: int | str,
+    dtype: str = "float32",
 ) -> tuple[str, tuple[str, str]]:
-    """What every decoder graph takes: hidden states, cos and sin, and the mask."""
-    hidden = ops.input("hidden", dtype, 1, tokens, text.hidden)
-    cos, sin = (ops.input(f"rope_{w}", dtype, tokens, text.head_dim // 2) for w in ("cos", "sin"))
+    """What every decoder graph takes, of which `layer` is the first: hidden states, cos and sin,
+    and the mask.
+    """
+    half = spec.text.head_dim // 2
+    hidden = ops.input("hidden", dtype, 1, tokens, spec.width_at(layer))
+    cos, sin = (ops.input(f"rope_{w}", dtype, tokens, half) for w in ("cos", "sin"))
     ops.input("attention_bias", dtype, 1, 1, tokens, total)
     return hidden, (cos, sin)
 

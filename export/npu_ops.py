@@ -7,6 +7,7 @@ products of two activations, are signed around zero: only then does Qualcomm's H
 by 16. Knows no family and no provider.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ __all__ = ["NpuOps"]
 
 _LEVELS, _TOP = 65535, 32767
 _APART = 24.0  # exp() of what a masked score lies below every other is no level of a share
-_CONSTANTS = "weights.n16.bin"
+_CONSTANTS, _SIGNED = "weights.n16.bin", "weights.s16.bin"
+_END = 2**31 - 1  # beyond any dimension
 _PIXELS = 8.0  # the largest that a normalised pixel can be
 
 
@@ -124,6 +126,20 @@ class NpuOps(PlainAttention, NpuWeights):
         y = self._node("DequantizeLinear", [self._weight(key, _CONSTANTS, stored), *grid])
         self._spans[y], self._grids[y] = span, grid
         return y
+
+    def _signed_constant(self, name: str) -> str:
+        """A weight that is the right side of a product, as it is stored."""
+        values = self._plain(name)
+        step = np.float32(max(float(np.abs(values).max(initial=0.0)), LEAST) / _TOP)
+        grid = (
+            self._inline(f"scale_{float(step).hex()}", step),
+            self._inline("zero_int16_0", np.int16(0)),
+        )
+
+        def stored() -> NDArray[np.int16]:
+            return np.rint(values / step).astype(np.int16)
+
+        return self._node("DequantizeLinear", [self._weight(f"{name}.s16", _SIGNED, stored), *grid])
 
     # --- the vocabulary ---
 
@@ -226,7 +242,33 @@ class NpuOps(PlainAttention, NpuWeights):
         x = self._reshaped(x, 0, side, scale, side, -1)
         return self._reshaped(self._move("Transpose", x, perm=[0, 1, 3, 2, 4]), 0, side * side, -1)
 
-    def split(self, x: str, parts: int) -> tuple[str, ...]:
+    def blend(self, weight: str, inputs: dict[str, str]) -> str:
+        """A product with the whole table, which is little beside the tower's own."""
+        shares = self._input(inputs["table_spread"], (0.0, 1.0))
+        y = self._node("MatMul", [shares, self._signed_constant(weight)])
+        y = self._known(y, self._names.made_by(weight))
+        return self._move("Unsqueeze", y, (self._constant([0]),))
+
+    def scale(self, x: str, weight: str) -> str:
+        y = self._node("Mul", [x, self._levels_of(weight)])
+        return self._known(y, self._names.made_by(weight))
+
+    def prepend(self, x: str, weight: str) -> str:
+        """Of one view."""
+        name = self._names.made_by(weight)
+        first = self._constant_levels(f"{weight}.first.n16", self._plain(weight).reshape(1, 1, -1))
+        low, high = self._ranges[name]
+        return self._move("Concat", [self._fixed(each, low, high) for each in (first, x)], axis=1)
+
+    def skip(self, x: str, count: int) -> str:
+        return self._move("Slice", x, tuple(self._constant([n]) for n in (count, _END, 1)))
+
+    def join(self, values: Sequence[str], to: str) -> str:
+        return self._move("Concat", [self._known(each, to) for each in values], axis=-1)
+
+    def split(self, x: str, parts: int, of: str = "") -> tuple[str, ...]:
+        if x not in self._spans:
+            x = self._input(x, self._ranges[of])
         extra = [f"Split_{len(self._nodes)}/{i}" for i in range(1, parts)]
         first = self._node("Split", [x], extra_outputs=extra, axis=-1, num_outputs=parts)
         return tuple(self._like(part, x) for part in (first, *extra))

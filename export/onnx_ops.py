@@ -23,6 +23,7 @@ _FLOAT_FILE = "weights.f32.bin"
 _INTEGER_FILE = "weights.i8.bin"
 # accuracy_level of MatMulNBits: activations as float32, or as int8 in blocks of one row
 _FLOAT, _ROUNDED = 1, 4
+_END = 2**31 - 1  # beyond any dimension
 
 
 class OnnxOps(OnnxGraph):
@@ -291,7 +292,29 @@ class OnnxOps(OnnxGraph):
             scale=scale,
         )
 
-    def split(self, x: str, parts: int) -> tuple[str, ...]:
+    def blend(self, weight: str, inputs: dict[str, str]) -> str:
+        found = self._node("Gather", [self._float(weight), inputs["table_rows"]], axis=0)
+        shares = self._node("Unsqueeze", [inputs["table_shares"], self._constant([2])])
+        rows = self._node("ReduceSum", [self.mul(found, shares), self._constant([1])], keepdims=0)
+        return self._node("Unsqueeze", [rows, self._constant([0])])
+
+    def scale(self, x: str, weight: str) -> str:
+        return self.mul(x, self._float(weight))
+
+    def prepend(self, x: str, weight: str) -> str:
+        views = self._node("Shape", [x], start=0, end=1)
+        shape = self._node("Concat", [views, self._constant([1, 1])], axis=0)
+        first = self.reshape(self._float(weight), 1, 1, -1)
+        return self._node("Concat", [self._node("Expand", [first, shape]), x], axis=1)
+
+    def skip(self, x: str, count: int) -> str:
+        ends = [self._constant([n]) for n in (count, _END, 1)]
+        return self._node("Slice", [x, *ends])
+
+    def join(self, values: Sequence[str], to: str) -> str:
+        return self._node("Concat", list(values), axis=-1)
+
+    def split(self, x: str, parts: int, of: str = "") -> tuple[str, ...]:
         extra = [f"Split_{len(self._nodes)}/{i}" for i in range(1, parts)]
         first = self._node("Split", [x], extra_outputs=extra, axis=-1, num_outputs=parts)
         return (first, *extra)

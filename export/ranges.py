@@ -7,6 +7,7 @@ hides does not count: a range that held -1e9 would have no levels left for score
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +88,23 @@ class RangeOps(EagerOps):
 
     def mul(self, x: Tensor, y: Tensor) -> Tensor:
         return self._seen(self._names.next("mul"), super().mul(x, y))
+
+    def blend(self, weight: str, inputs: dict[str, Tensor]) -> Tensor:
+        return self._seen(self._names.made_by(weight), super().blend(weight, inputs))
+
+    def scale(self, x: Tensor, weight: str) -> Tensor:
+        return self._seen(self._names.made_by(weight), super().scale(x, weight))
+
+    def prepend(self, x: Tensor, weight: str) -> Tensor:
+        return self._seen(self._names.made_by(weight), super().prepend(x, weight))
+
+    def split(self, x: Tensor, parts: int, of: str = "") -> tuple[Tensor, ...]:
+        if of:
+            self._seen(of, x)
+        return super().split(x, parts, of)
+
+    def join(self, values: Sequence[Tensor], to: str) -> Tensor:
+        return self._seen(to, super().join(values, to))
 
     def rope(self, x: Tensor, rotation: tuple[Tensor, Tensor], heads: int, head_dim: int) -> Tensor:
         return self._seen(self._names.next("rope"), super().rope(x, rotation, heads, head_dim))

@@ -152,11 +152,12 @@ class Reference:
         self, ids: Sequence[int], visual: Tensor | None, positions: NDArray[np.int64]
     ) -> _Flow:
         index = torch.tensor(ids, dtype=torch.int64)
-        hidden = self._ops.embed(self._family.EMBEDDINGS, index)  # [S, D]
+        table = self._ops.embed(self._family.EMBEDDINGS, index)  # [S, D]
+        hidden = table.new_zeros(len(ids), self.spec.width_at(0))
+        hidden[:, : table.shape[1]] = table
         if visual is not None:
             hidden[index == self._image_token_id] = visual
-        text = self.spec.text
-        cos, sin = rotation(positions, text.rope_theta, text.head_dim, text.rope_sections)
+        cos, sin = rotation(positions, self.spec.text)
         return _Flow(hidden[None], (self._ops.tensor(cos), self._ops.tensor(sin)))
 
     def _pass(self, flow: _Flow, layers: range) -> None:

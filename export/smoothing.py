@@ -244,7 +244,22 @@ class _Following:
             v.head_dim, v.repeat = head_dim, heads // kv_heads
         return v
 
-    def split(self, x: _Value, parts: int) -> tuple[_Value, ...]:
+    def scale(self, x: _Value, weight: str) -> _Value:
+        return self._spent(x)
+
+    def prepend(self, x: _Value, weight: str) -> _Value:
+        return self._spent(x)
+
+    def blend(self, weight: str, inputs: Any) -> _Value:
+        return _Value()
+
+    def skip(self, x: _Value, count: int) -> _Value:
+        return x
+
+    def join(self, values: Sequence[_Value], to: str) -> _Value:
+        return self._spent(*values)
+
+    def split(self, x: _Value, parts: int, of: str = "") -> tuple[_Value, ...]:
         if x.maker is None:
             return tuple(_Value() for _ in range(parts))
         x.elsewhere, size = True, (x.last - x.first) // parts

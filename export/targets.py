@@ -165,11 +165,11 @@ class _Writer:
             for name, (kind, shape) in family.vision_inputs(spec).items()
         }
         value = family.vision(ops, spec, inputs)
-        ops.output(value, "visual_tokens", dtype, "V", spec.visual_tokens or "T", text.hidden)
+        ops.output(value, "visual_tokens", dtype, "V", spec.visual_tokens or "T", spec.width_at(0))
         yield save(self.folder, ops, "vision", None, None, target="gpu", variant=variant.name)
         for index, layers in enumerate(self.parts):
             ops = make(f"decoder_{index}", *given, dtype=dtype)
-            hidden, rotation = pass_inputs(ops, text, "S", "T", dtype)
+            hidden, rotation = pass_inputs(ops, spec, layers.start, "S", "T", dtype)
             if form == "fused":
                 length_inputs(ops)
             cache = (1, text.kv_heads, "C", text.head_dim)
@@ -177,7 +177,7 @@ class _Writer:
                 for name in ("key", "value"):
                     ops.input(f"past_{name}_{layer}", dtype, *cache)
             hidden = family.decoder(ops, spec, hidden, rotation, layers)
-            ops.output(hidden, "hidden_out", dtype, 1, "S", text.hidden)
+            ops.output(hidden, "hidden_out", dtype, 1, "S", spec.width_at(layers.stop))
             new, rows = ("present", "T") if form == "fused" else ("new", "S")
             for layer in layers:
                 for name in ("key", "value"):
@@ -199,14 +199,16 @@ class _Writer:
                 # alone takes the graph of many.
                 for tokens in _TOKENS[:1] if variant.by_bytes else _TOKENS:
                     ops = NpuOps(f"decoder_{index}", *given)
-                    hidden, rotation = pass_inputs(ops, text, tokens, context + tokens)
+                    total = context + tokens
+                    hidden, rotation = pass_inputs(ops, spec, layers.start, tokens, total)
                     for layer in layers:
                         keys = (1, text.kv_heads, text.head_dim, context)
                         values = (1, text.kv_heads, context, text.head_dim)
                         ops.input(f"past_key_{layer}", "uint16", *keys)
                         ops.input(f"past_value_{layer}", "uint16", *values)
                     hidden = family.decoder(ops, spec, hidden, rotation, layers)
-                    ops.output(hidden, "hidden_out", "float32", 1, tokens, text.hidden)
+                    wide = spec.width_at(layers.stop)
+                    ops.output(hidden, "hidden_out", "float32", 1, tokens, wide)
                     for layer in layers:
                         keys = (1, text.kv_heads, text.head_dim, tokens)
                         values = (1, text.kv_heads, tokens, text.head_dim)
@@ -238,7 +240,7 @@ class _Writer:
                     inputs[name] = ops.mask_input(name)
             value = family.vision(ops, spec, inputs)
             count = spec.visual_tokens or size // spec.scale_factor**2
-            ops.output(value, "visual_tokens", "float32", 1, count, spec.text.hidden)
+            ops.output(value, "visual_tokens", "float32", 1, count, spec.width_at(0))
             yield save(
                 self.folder,
                 ops,

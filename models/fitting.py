@@ -14,10 +14,12 @@ from edgejudge.models.image import image_spec
 from edgejudge.models.patches import PatchSpec, fit
 from edgejudge.models.spec import ModelSpec
 from edgejudge.models.tiles import TileSpec, grid_of
+from edgejudge.printable import brief
 
 __all__ = ["check_fit"]
 
 Problem = tuple[str, str]  # the place, and what is wrong there
+_LAYOUTS = ("tiles", "grid", "lines")
 _TYPE_BYTES = {"float16": 2, "float32": 4}
 
 
@@ -87,9 +89,9 @@ def _tokens(manifest: Manifest, spec: ModelSpec) -> Iterator[Problem]:
 def _written(manifest: Manifest) -> Iterator[tuple[str, Sequence[int]]]:
     """Every run of tokens in which no picture is."""
     prompt = manifest.prompt
-    for name in ("head", "row_break", "last_break", "view_open", "view_close", "tail"):
+    for name in ("head", "image_open", "image_break", "row_break", "last_break", "tail"):
         yield f"prompt.{name}", getattr(prompt, name)
-    for name in ("blind_head", "next_turn"):
+    for name in ("view_open", "view_close", "blind_head", "next_turn"):
         yield f"prompt.{name}", getattr(prompt, name)
     for row, tiles in enumerate(prompt.tile_open):
         for col, ids in enumerate(tiles):
@@ -112,15 +114,25 @@ def _prompt(manifest: Manifest, spec: ModelSpec, image: TileSpec | PatchSpec) ->
         yield "prompt.question_template", "needs {condition} once"
     if not prompt.tail or not prompt.blind_head:
         yield "prompt.tail", "a question ends, and begins, with a token"
-    if prompt.visual_tokens != spec.visual_tokens:
+    if prompt.visual_tokens != spec.view_tokens:
         yield (
             "prompt.visual_tokens",
-            f"{prompt.visual_tokens} of a view, the spec says {spec.visual_tokens}",
+            f"{prompt.visual_tokens} of a view, the spec says {spec.view_tokens}",
         )
+    if prompt.layout not in _LAYOUTS:
+        yield "prompt.layout", f"'{brief(prompt.layout)}' is none of {', '.join(_LAYOUTS)}"
+    elif prompt.layout != _layout_of(spec):
+        yield "prompt.layout", f"'{prompt.layout}', the spec means '{_layout_of(spec)}'"
     most = image.max_grid if isinstance(image, TileSpec) else 0
     rows = prompt.tile_open
-    if len(rows) < most or any(len(row) < most for row in rows):
+    if rows and (len(rows) < most or any(len(row) < most for row in rows)):
         yield "prompt.tile_open", f"expected {most} x {most} tiles"
+
+
+def _layout_of(spec: ModelSpec) -> str:
+    if not spec.view_tokens:
+        return "grid"
+    return "lines" if spec.line_end else "tiles"
 
 
 def _pictures(
@@ -137,6 +149,7 @@ def _pictures(
             ("merge", image.merge, spec.scale_factor),
             ("frames", image.frames, vision.frames),
             ("window", image.window, vision.window),
+            ("table_side", image.table_side, vision.table_side),
             ("head_dim", image.head_dim, vision.head_dim),
             ("rope_theta", image.rope_theta, vision.rope_theta),
         ]
@@ -164,15 +177,17 @@ def _graph(
 ) -> Iterator[Problem]:
     kv, text = graph.kv, spec.text
     wide = {
-        "vision": text.hidden,
+        "vision": spec.width_at(0),
         "verdict_head": len(manifest.label_rows),
         "lm_head": text.vocab,
-        **dict.fromkeys(("decoder", "decoder_slice", "writer"), text.hidden),
     }
+    if graph.stage in ("decoder", "decoder_slice", "writer") and graph.part is not None:
+        parts = manifest.decoder_slices if graph.stage == "decoder_slice" else manifest.parts
+        wide[graph.stage] = spec.width_at(parts[graph.part].last_layer + 1)
     if graph.stage == "relevance":
         wide["relevance"] = 0 if manifest.relevance is None else manifest.relevance.width
     if graph.stage == "vision_slice" and graph.part == len(manifest.vision_slices) - 1:
-        wide["vision_slice"] = text.hidden
+        wide["vision_slice"] = spec.width_at(0)
     shape = graph.outputs[0].shape
     if graph.stage in wide and (not shape or shape[-1] != str(wide[graph.stage])):
         yield f"{place}.outputs[0].shape", f"expected {wide[graph.stage]} at its end"

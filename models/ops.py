@@ -5,6 +5,7 @@ never held, so a backend decides their precision. The mask and the cache of a pa
 backend; a family only says where they act. Knows no family.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -43,6 +44,21 @@ class Ops(Protocol[V]):
     def pixel_shuffle(self, x: V, grid: int, scale: int) -> V:
         """[V, grid * grid, D] -> [V, (grid / scale) ^ 2, D * scale * scale]."""
 
+    def blend(self, weight: str, inputs: dict[str, V]) -> V:
+        """Of each token, a mean of some rows of a weight [R, D] -> [1, N, D]. Inputs say which,
+        `table_rows` [N, 4], and with what shares, `table_shares` [N, 4]; or, in static graphs, what
+        share each of all rows has, `table_spread` [N, R].
+        """
+
+    def scale(self, x: V, weight: str) -> V:
+        """Each channel times its number of the weight [D]."""
+
+    def prepend(self, x: V, weight: str) -> V:
+        """The weight's D numbers as a token before those of each row: [V, n, D] -> [V, 1 + n, D]"""
+
+    def skip(self, x: V, count: int) -> V:
+        """[V, n, D] without the first `count` tokens."""
+
     def full_attention(
         self, q: V, k: V, v: V, heads: int, scale: float, mask: V | None = None
     ) -> V:
@@ -51,8 +67,11 @@ class Ops(Protocol[V]):
         mask [V, n] int32 is 0 where a key stands for nothing.
         """
 
-    def split(self, x: V, parts: int) -> tuple[V, ...]:
-        """Equal parts of the last axis."""
+    def split(self, x: V, parts: int, of: str = "") -> tuple[V, ...]:
+        """Equal parts of the last axis. `of` names x where no op has made it."""
+
+    def join(self, values: Sequence[V], to: str) -> V:
+        """One behind the other along the last axis; `to` names the result, as `split` does."""
 
     def reshape(self, x: V, *shape: int) -> V:
         """0 keeps a dimension, -1 takes what is left."""

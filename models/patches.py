@@ -38,7 +38,10 @@ class PatchSpec:
     patch: int  # side of a patch in pixels
     merge: int  # merge^2 patches become one visual token
     frames: int  # a still picture is repeated as so many frames
-    window: int  # side of an attention window in pixels
+    window: int  # side of an attention window in pixels; 0 where all patches see each other
+    table_side: (
+        int  # of the tower's table of positions, which is stretched over the grid; 0 is none
+    )
     rope_theta: float
     head_dim: int
     resample: str  # a Pillow filter's name
@@ -60,8 +63,9 @@ class PatchSpec:
                 f"preprocessing.max_pixels: {spec.min_pixels} to {spec.max_pixels} pixels are not "
                 f"within 1 to {_MOST_PIXELS}"
             )
-        for name in ("patch", "merge", "frames", "window", "head_dim"):
-            if not 0 < getattr(spec, name) <= _MOST_PIXELS:
+        for name in ("patch", "merge", "frames", "window", "table_side", "head_dim"):
+            least = 0 if name in ("window", "table_side") else 1
+            if not least <= getattr(spec, name) <= _MOST_PIXELS:
                 raise BundleError(f"preprocessing.{name}: {getattr(spec, name)} is no size")
         if spec.window % spec.unit or spec.head_dim % 4 or not spec.rope_theta > 0:
             raise BundleError(
@@ -101,6 +105,7 @@ def read_patch_spec(config: HfConfig, spec: ModelSpec) -> PatchSpec:
         merge=spec.scale_factor,
         frames=vision.frames,
         window=vision.window,
+        table_side=vision.table_side,
         rope_theta=vision.rope_theta,
         head_dim=vision.head_dim,
         resample=filter_name(config, 3),
@@ -135,12 +140,16 @@ def fit(height: int, width: int, spec: PatchSpec) -> tuple[int, int]:
 
 
 def prepare_patches(rgb: NDArray[np.uint8], spec: PatchSpec) -> VisionInput:
-    """rgb [H, W, 3] -> N slots of patches in W windows, P of them filled:
+    """rgb [H, W, 3] -> N slots of patches, P of them filled, in W windows where there are some:
 
-    patches f32 [N, K]; rope_cos, rope_sin f32 [N, head_dim / 2]; window_mask int32 [W, N / W], 1
-    where a slot is filled; slots int64 [P], the slot of every patch in reading order of the visual
-    tokens; places int64 [N], the way back; tokens int64 [P / merge^2], where each visual token lies
-    among the merged slots.
+    patches f32 [N, K]; rope_cos, rope_sin f32 [N, head_dim / 2]; tokens int64 [P / merge^2], where
+    each visual token lies among the merged slots.
+
+    With windows: window_mask int32 [W, N / W], 1 where a slot is filled; slots int64 [P], the slot
+    of every patch in reading order of the visual tokens; places int64 [N], the way back.
+
+    With a table of positions: the rows of it around each slot's place, table_rows int64 [N, 4], and
+    how near they are, table_shares f32 [N, 4].
     """
     high, wide = fit(rgb.shape[0], rgb.shape[1], spec)
     picture = Image.fromarray(np.ascontiguousarray(rgb))
@@ -151,24 +160,28 @@ def prepare_patches(rgb: NDArray[np.uint8], spec: PatchSpec) -> VisionInput:
     rows, cols = high // spec.unit, wide // spec.unit
     slots, window_size = _window_slots(rows, cols, spec)
     total = -(-(int(slots.max()) + 1) // window_size) * window_size
+    grid = _patch_positions(rows, cols, spec.merge)
     patches = np.zeros((total, 3 * spec.frames * spec.patch**2), np.float32)
     patches[slots] = _patches(pixels, spec)
     positions = np.zeros((2, total), np.int64)
-    positions[:, slots] = _patch_positions(rows, cols, spec.merge)
+    positions[:, slots] = grid
     cos, sin = axial_rotation(positions, spec.rope_theta, spec.head_dim)
-    mask = np.zeros(total, np.int32)
-    mask[slots] = 1
-    places = np.zeros(total, np.int64)
-    places[slots] = np.arange(len(slots))
     feeds: dict[str, NDArray[Any]] = {
         "patches": patches,
         "rope_cos": cos,
         "rope_sin": sin,
-        "window_mask": mask.reshape(-1, window_size),
-        "slots": slots,
-        "places": places,
         "tokens": slots[:: spec.merge**2] // spec.merge**2,
     }
+    if spec.window:
+        mask = np.zeros(total, np.int32)
+        mask[slots] = 1
+        places = np.zeros(total, np.int64)
+        places[slots] = np.arange(len(slots))
+        feeds |= {"window_mask": mask.reshape(-1, window_size), "slots": slots, "places": places}
+    if spec.table_side:
+        found, shares = np.zeros((total, 4), np.int64), np.zeros((total, 4), np.float32)
+        found[slots], shares[slots] = _table_rows(grid, (rows, cols), spec)
+        feeds |= {"table_rows": found, "table_shares": shares}
     return VisionInput(feeds, rows, cols)
 
 
@@ -189,10 +202,32 @@ def _patch_positions(rows: int, cols: int, merge: int) -> NDArray[np.int64]:
     return np.asarray(grid.transpose(0, 1, 3, 2, 4).reshape(2, -1), np.int64)
 
 
+def _table_rows(
+    grid: NDArray[np.int64], tokens: tuple[int, int], spec: PatchSpec
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Of every patch [2, P], the four rows of the table around its place and their shares [P, 4],
+    when the table's corners are those of the grid; in float32, as the family does.
+    """
+    side, rows, shares = spec.table_side, [], []
+    for index, count in zip(grid.astype(np.float32), tokens, strict=True):
+        most = np.float32(max(count * spec.merge - 1, 1))
+        place = index * np.float32(side - 1) / most
+        low = np.floor(place)
+        far = place - low
+        taps = low[:, None].astype(np.int64) + np.arange(2)
+        rows.append(np.minimum(taps, side - 1))
+        shares.append(np.stack([1 - far, np.float32(1) - np.abs(far - 1)], axis=1))
+    found = rows[0][:, :, None] * side + rows[1][:, None, :]
+    weights = shares[0][:, :, None] * shares[1][:, None, :]
+    return found.reshape(-1, 4), weights.reshape(-1, 4).astype(np.float32)
+
+
 def _window_slots(rows: int, cols: int, spec: PatchSpec) -> tuple[NDArray[np.int64], int]:
     """The slot of every patch when windows are laid one after another, all of one size; and that
-    size in patches.
+    size in patches. Without windows, one after another in the order of visual tokens.
     """
+    if not spec.window:
+        return np.arange(rows * cols * spec.merge**2), 1
     side = spec.window // spec.unit  # of a window, in visual tokens
     across = -(-cols // side)
     y, x = np.divmod(np.arange(rows * cols), cols)

@@ -62,23 +62,32 @@ class Prompts:
             return None
         return np.concatenate([np.broadcast_to(np.arange(head), (3, head)), image], axis=1)
 
-    def image_ids(self, rows: int, cols: int) -> list[int]:
-        """One picture behind the head or behind another picture: of rows x cols tiles (0 x 0 is one
-        view), or of rows x cols visual tokens where the family keeps the picture's grid.
+    def image_ids(self, rows: int, cols: int, first: bool = True) -> list[int]:
+        """One picture, behind the head or, unless it is the `first`, behind another: of rows x cols
+        tiles (0 x 0 is one view), or of so many visual tokens where the family keeps the picture's
+        grid, or its lines.
         """
         record = self.record
-        if not record.visual_tokens:
-            view = [self.image_token_id] * (rows * cols)
-            return [*record.view_open, *view, *record.view_close]
-        view = [self.image_token_id] * record.visual_tokens
-        ids: list[int] = []
-        for row in range(rows):
+        count = {
+            "tiles": record.visual_tokens,
+            "grid": rows * cols,
+            "lines": record.visual_tokens + rows * (cols + 1),
+        }[record.layout]
+        view = [self.image_token_id] * count
+        ids = [*(() if first else record.image_break), *record.image_open]
+        for row in range(rows if record.layout == "tiles" else 0):
             for col in range(cols):
-                ids += [*record.tile_open[row][col], *view]
+                ids += [*self._tile_open(row, col), *view]
             ids += record.row_break if row + 1 < rows else record.last_break
         return [*ids, *record.view_open, *view, *record.view_close]
 
-    def image_positions(self, rows: int, cols: int, start: int) -> NDArray[np.int64] | None:
+    def _tile_open(self, row: int, col: int) -> tuple[int, ...]:
+        rows = self.record.tile_open
+        return rows[row][col] if rows else ()
+
+    def image_positions(
+        self, rows: int, cols: int, start: int, first: bool = True
+    ) -> NDArray[np.int64] | None:
         """Rope positions [3, S] of `image_ids` whose first token stands at `start`; None where they
         count up.
 
@@ -86,9 +95,10 @@ class Prompts:
         largest (Qwen2-VL, section 2.1).
         """
         record = self.record
-        if record.visual_tokens:
+        if record.layout != "grid":
             return None
-        before = start + len(record.view_open)
+        before = start + len(record.image_open) + len(record.view_open)
+        before += 0 if first else len(record.image_break)
         y, x = np.divmod(np.arange(rows * cols, dtype=np.int64), cols)
         image = before + np.stack([np.zeros_like(y), y, x])
         ends = (
@@ -106,7 +116,7 @@ class Prompts:
 
     def request_ids(self, text: str) -> list[int]:
         """A free request's tokens behind a prefix, up to where the answer begins."""
-        return [*self._encode(text), *self.record.tail]
+        return [*self._encode(self.record.text_open + text), *self.record.tail]
 
     def next_ids(self, text: str) -> list[int]:
         """A further request's tokens behind an answer, up to where the next answer begins."""

@@ -11,6 +11,7 @@ from typing import TypeVar
 from edgejudge.bundle import PromptRecord, TokensRecord
 from edgejudge.errors import ExportError
 from edgejudge.models import llama
+from edgejudge.models.chatml import LEAD_IN, chatml_record
 from edgejudge.models.hf_config import HfConfig
 from edgejudge.models.ops import Ops
 from edgejudge.models.patches import PatchSpec, read_patch_spec
@@ -38,7 +39,6 @@ __all__ = [
 
 FAMILY = "qwen2_5_vl"
 DEFAULT_TEMPLATE = "Is the following visible in this image: {condition}? Answer Yes or No."
-LEAD_IN = "assistant\n"  # the text that an answer follows
 
 _VISION = "visual"
 _TEXT = "model"
@@ -311,24 +311,8 @@ def prompt_record(
     tokenizer: Tokenizer, spec: ModelSpec, image: PatchSpec, template: str
 ) -> PromptRecord:
     """The chat format in ids: system turn, `<|im_start|>user` image question, assistant's turn."""
-    start, end = tokenizer.special("<|im_start|>"), tokenizer.special("<|im_end|>")
-    line = tokenizer.encode("\n")
-    system = (start, *tokenizer.encode(f"system\n{_SYSTEM}"), end, *line, start)
-    return PromptRecord(
-        question_template=template,
-        head=(*system, *tokenizer.encode("user\n")),
-        tile_open=(),
-        row_break=(),
-        last_break=(),
-        view_open=(tokenizer.special("<|vision_start|>"),),
-        view_close=(tokenizer.special("<|vision_end|>"),),
-        visual_tokens=0,
-        tail=(end, *line, start, *tokenizer.encode(LEAD_IN)),
-        blind_head=system,
-        blind_text="user\n",
-        next_turn=(end, *line, start),
-        next_text="user\n",
-    )
+    around = ("<|vision_start|>", "<|vision_end|>")
+    return chatml_record(tokenizer, template, "grid", around=around, system=_SYSTEM)
 
 
 def tokens_record(tokenizer: Tokenizer, config: HfConfig) -> TokensRecord:

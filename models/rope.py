@@ -4,27 +4,34 @@ Takes positions, one axis or several; gives tables in the float32 arithmetic of 
 outside the graphs, so that one graph serves plain, axial and multimodal positions alike.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
+
+from edgejudge.models.spec import TextSpec
 
 __all__ = ["Rotation", "axial_rotation", "rotation"]
 
 Rotation = tuple[NDArray[np.float32], NDArray[np.float32]]  # cos, sin [S, head_dim / 2]
 
 
-def rotation(
-    positions: NDArray[np.int64], theta: float, head_dim: int, sections: Sequence[int] = ()
-) -> Rotation:
+def rotation(positions: NDArray[np.int64], text: TextSpec) -> Rotation:
     """positions [S], or [3, S] (time, row, column) under multimodal RoPE.
 
-    `sections` are runs of frequencies; the i-th turns by axis i mod 3 (Qwen2-VL, section 2.1).
+    `rope_sections` are runs of frequencies; the i-th turns by axis i mod 3 (Qwen2-VL, section 2.1).
+    Interleaved, they say how many frequencies an axis has, which take turns: time, row, column,
+    time, ...; what is left turns by time (Qwen3-VL Technical Report, 2025).
     """
+    sections = text.rope_sections
     if not sections:
-        return _waves(_angles(positions, theta, head_dim))
+        return _waves(_angles(positions, text.rope_theta, text.head_dim))
     axes = positions if positions.ndim == 2 else np.broadcast_to(positions, (3, len(positions)))
-    angles = [_angles(axis, theta, head_dim) for axis in axes]
+    angles = [_angles(axis, text.rope_theta, text.head_dim) for axis in axes]
+    if text.rope_interleaved:
+        mixed = angles[0].copy()
+        for axis in (1, 2):
+            own = slice(axis, 3 * sections[axis], 3)
+            mixed[:, own] = angles[axis][:, own]
+        return _waves(mixed)
     ends = np.cumsum(sections)
     runs = [
         angles[i % 3][:, end - size : end]

@@ -287,6 +287,9 @@ def prompt_record(
     grid = range(1, image.max_grid + 1)
     return PromptRecord(
         question_template=template,
+        layout="tiles",
+        image_open=(),
+        image_break=(),
         head=(start, *tokenizer.encode("User:")),
         tile_open=tuple(
             tuple((fence, tokenizer.special(f"<row_{row}_col_{col}>")) for col in grid)
@@ -297,7 +300,8 @@ def prompt_record(
         last_break=tuple(tokenizer.encode("\n\n")),
         view_open=(fence, tokenizer.special("<global-img>")),
         view_close=(fence,),
-        visual_tokens=spec.visual_tokens,
+        visual_tokens=spec.view_tokens,
+        text_open="",
         tail=(tokenizer.special("<end_of_utterance>"), *tokenizer.encode(LEAD_IN)),
         blind_head=(start,),
         blind_text="User: ",

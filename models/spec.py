@@ -28,6 +28,10 @@ class VisionSpec:
     window: int = 0  # side of an attention window in pixels; 0 is no windows
     full_layers: tuple[int, ...] = ()  # layers that look beyond their window
     rope_theta: float = 0.0  # of axial rotary positions; 0 is none
+    # Side of a learned table of positions that is stretched over a picture's own grid; 0 is none.
+    table_side: int = 0
+    # Layers whose hidden states the decoder's first layers are given too (DeepStack).
+    taps: tuple[int, ...] = ()
 
     @property
     def grid(self) -> int:
@@ -37,6 +41,10 @@ class VisionSpec:
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
+
+    def width_at(self, layer: int) -> int:
+        """Of what this layer is given: hidden states, and beside them what earlier taps hand on."""
+        return self.hidden * (1 + sum(tap < layer for tap in self.taps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,8 @@ class TextSpec:
     max_positions: int
     qkv_bias: bool = False
     rope_sections: tuple[int, ...] = ()  # of multimodal RoPE; none is one position a token
+    rope_interleaved: bool = False  # frequencies take axes in turns, not in runs
+    qk_norm: bool = False  # queries and keys are normalised, each head for itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +73,28 @@ class ModelSpec:
     vision: VisionSpec
     text: TextSpec
     scale_factor: int  # scale_factor^2 patches become one visual token
+    line_end: bool = False  # a learned token ends each line of a picture; every view gives it too
+
+    @property
+    def view_tokens(self) -> int:
+        """Tokens of one square view; 0 where the picture's own grid decides."""
+        return (self.vision.grid // self.scale_factor) ** 2
 
     @property
     def visual_tokens(self) -> int:
-        """Tokens of one square view; 0 where the picture's own grid decides."""
-        return (self.vision.grid // self.scale_factor) ** 2
+        """What the vision graph gives for one square view; 0 as above."""
+        return self.view_tokens + self.line_end
+
+    @property
+    def lanes(self) -> int:
+        """How many of the decoder's first layers are given something of visual tokens."""
+        return len(self.vision.taps)
+
+    def width_at(self, layer: int) -> int:
+        """Of what the decoder's layer is given, and so, for the first one, of a visual token:
+        hidden states, and beside them what is for this layer and those behind it.
+        """
+        return self.text.hidden * (1 + max(0, self.lanes - layer))
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = to_json(self)
@@ -84,6 +111,7 @@ class ModelSpec:
 
 _MOST = 1 << 24  # of any size here
 _MOST_LAYERS = 1024
+_MOST_SIDE = 1024
 
 
 def _problems(spec: ModelSpec) -> Iterator[tuple[str, str]]:
@@ -109,8 +137,13 @@ def _problems(spec: ModelSpec) -> Iterator[tuple[str, str]]:
         yield "vision.image_size", f"{vision.image_size} is no side of whole visual tokens"
     if not 0 <= vision.window <= _MOST or vision.window % unit:
         yield "vision.window", f"{vision.window} is not 0 or a multiple of {unit}"
-    if any(not 0 <= layer < vision.layers for layer in vision.full_layers):
-        yield "vision.full_layers", f"a layer is not among {vision.layers}"
+    for place in ("full_layers", "taps"):
+        if any(not 0 <= layer < vision.layers for layer in getattr(vision, place)):
+            yield f"vision.{place}", f"a layer is not among {vision.layers}"
+    if sorted(set(vision.taps)) != list(vision.taps) or len(vision.taps) > text.layers:
+        yield "vision.taps", f"{list(vision.taps)} do not rise, or are more than {text.layers}"
+    if not 0 <= vision.table_side <= _MOST_SIDE:
+        yield "vision.table_side", f"{vision.table_side} is not from 0 to {_MOST_SIDE}"
     if not text.rope_theta > 0:
         yield "text.rope_theta", f"{text.rope_theta} is not above 0"
     if vision.rope_theta < 0:

@@ -124,7 +124,7 @@ class Accelerator:
         self, feeds: Mapping[str, NDArray[Any]], most: int, trace: Trace
     ) -> NDArray[np.float32]:
         """The vision graph's inputs -> visual tokens [N, D]; `most` patches in one run."""
-        groups, width = [], self.spec.text.hidden
+        groups, width = [], self.spec.width_at(0)
         try:
             for graph, some, wanted in self._groups(feeds, most):
                 session = self._open(graph, trace)

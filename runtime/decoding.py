@@ -41,7 +41,7 @@ class PassFeeds:
         rows: NDArray[np.int64],
     ) -> "PassFeeds":
         total = begin + positions.shape[-1]
-        cos, sin = rotation(positions, text.rope_theta, text.head_dim, text.rope_sections)
+        cos, sin = rotation(positions, text)
         feeds: dict[str, NDArray[Any]] = {
             "rope_cos": cos,
             "rope_sin": sin,

@@ -91,7 +91,7 @@ class Engine:
         check_overflow(bundle, _TARGET, count)
         sizes = (count, chosen.chunk, chosen.pack_tokens)
         stages = Stages(bundle, spec, count)
-        return cls(bundle, spec, *sizes, Trace(), stages, cache, Embeddings.of(bundle))
+        return cls(bundle, spec, *sizes, Trace(), stages, cache, Embeddings.of(bundle, spec))
 
     @property
     def fleet(self) -> Fleet:

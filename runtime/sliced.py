@@ -108,7 +108,7 @@ class SlicedEngine:
         room.check(manifest.decoder_slices, _TOKENS, text.hidden, text.intermediate)
         chosen = default_threads() if threads is None else threads
         check_overflow(bundle, _TARGET, chosen)
-        return cls(bundle, spec, chosen, room, Trace(), Embeddings.of(bundle))
+        return cls(bundle, spec, chosen, room, Trace(), Embeddings.of(bundle, spec))
 
     def new_trace(self) -> Trace:
         trace = Trace()
@@ -176,7 +176,7 @@ class SlicedEngine:
 
     def _visual(self, picture: _Picture) -> NDArray[np.float32]:
         groups = [picture.get(f"hidden.{group}") for group in range(picture.groups)]
-        width = self.spec.text.hidden
+        width = self.spec.width_at(0)
         return np.concatenate([np.asarray(g.reshape(-1, width), np.float32) for g in groups])
 
     def _decode(self, pictures: Sequence[_Picture]) -> None:

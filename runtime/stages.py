@@ -227,7 +227,7 @@ class Stages:
         self.ran("vision", session.provider, trace)
         with trace.span("vision", CPU_DEVICE):
             (tokens,) = session.run(feeds)
-        return np.asarray(tokens.reshape(-1, self.spec.text.hidden), np.float32)
+        return np.asarray(tokens.reshape(-1, self.spec.width_at(0)), np.float32)
 
     def part(
         self,
@@ -292,7 +292,9 @@ class Stages:
     def _visual_tokens(self, feeds: Mapping[str, NDArray[Any]]) -> int:
         if "tokens" in feeds:
             return len(feeds["tokens"])
-        return len(next(iter(feeds.values()))) * (self.spec.visual_tokens or 0)
+        if not self.spec.visual_tokens:
+            return len(feeds["patches"]) // self.spec.scale_factor**2
+        return len(next(iter(feeds.values()))) * self.spec.visual_tokens
 
     def _open_first(self, trace: Trace, stage: str | None, views: Views | None) -> None:
         """Sessions of the processor, before their first use is timed."""

@@ -51,9 +51,15 @@ def static_groups(
     graph = min(fitting, key=lambda graph: graph.tokens or 0)
     shapes = {tensor.name: tuple(map(int, tensor.shape)) for tensor in graph.inputs}
     padded = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    for name in shapes.keys() - {"window_mask"}:
+    for name in shapes.keys() - {"window_mask", "table_spread"}:
         padded[name][:slots] = feeds[name]
+    if "table_spread" in padded:
+        for rows, shares in zip(feeds["table_rows"].T, feeds["table_shares"].T, strict=True):
+            np.add.at(padded["table_spread"], (np.arange(slots), rows), shares)
     mask = padded["window_mask"]
     mask[:] = HIDDEN
-    mask[: len(feeds["window_mask"])][feeds["window_mask"] != 0] = 0
+    if "window_mask" in feeds:
+        mask[: len(feeds["window_mask"])][feeds["window_mask"] != 0] = 0
+    else:
+        mask[:, :slots] = 0
     yield graph, padded, feeds["tokens"]

@@ -201,6 +201,9 @@ def manifest(
         tokens=TokensRecord(IMAGE, END, (END,)),
         prompt=PromptRecord(
             question_template="{condition}",
+            layout="tiles",
+            image_open=(),
+            image_break=(),
             head=(START,),
             tile_open=(),
             row_break=(),
@@ -208,6 +211,7 @@ def manifest(
             view_open=(4, 5),
             view_close=(4,),
             visual_tokens=4,
+            text_open="",
             tail=(END,),
             blind_head=(START,),
             blind_text="",

@@ -24,6 +24,7 @@ from edgejudge.export.calibration import CalibrationPicture
 from edgejudge.fidelity import export_bundle
 from edgejudge.goldens import graph_error
 from edgejudge.models.image import canary_image
+from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime import Engine
 from edgejudge.runtime.embeddings import Embeddings
 from edgejudge.runtime.sliced import Request, SlicedEngine
@@ -151,4 +152,5 @@ def test_visual_tokens_that_are_no_numbers_are_refused(
     image = bundle.manifest.tokens.image
     visual = np.full((1, 64), np.nan, np.float32)
     with pytest.raises(ProviderError, match="not numbers"):
-        Embeddings.of(bundle).rows(np.array([image]), visual)
+        spec = ModelSpec.from_json(bundle.manifest.spec)
+        Embeddings.of(bundle, spec).rows(np.array([image]), visual)

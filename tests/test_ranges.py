@@ -89,7 +89,7 @@ def test_a_graph_of_any_run_of_layers_asks_for_the_same_names(
         asking = Asking(ranges)
 
         def decoder(ops: NpuOps, layers: range = layers) -> None:
-            hidden, turn = pass_inputs(ops, text, 4, 12)
+            hidden, turn = pass_inputs(ops, one.spec, layers.start, 4, 12)
             for layer in layers:
                 ops.input(f"past_key_{layer}", "uint16", 1, text.kv_heads, text.head_dim, 8)
                 ops.input(f"past_value_{layer}", "uint16", 1, text.kv_heads, 8, text.head_dim)
@@ -114,7 +114,7 @@ def names_of(one: Checkpoint, layers: range) -> set[str]:
 
 def through(one: Checkpoint, ops: RangeOps, hidden: torch.Tensor, layers: range) -> torch.Tensor:
     text = one.spec.text
-    turn = rotation(np.arange(5), text.rope_theta, text.head_dim, text.rope_sections)
+    turn = rotation(np.arange(5), text)
     cos, sin = map(torch.from_numpy, turn)
     found: torch.Tensor = one.family.decoder(ops, one.spec, hidden, (cos, sin), layers)
     return found
