@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import tiny
-import tiny_qwen
 from edgejudge.bundle import Bundle, Manifest
 from edgejudge.errors import ProviderError
 from edgejudge.export import Reference, Stored, export, open_checkpoint, prepared
@@ -21,10 +20,10 @@ from edgejudge.fidelity import export_bundle
 from edgejudge.goldens import graph_error
 from edgejudge.runtime import Engine, overflow
 from edgejudge.runtime.sliced import SlicedEngine
+from families import FAMILIES
 from one_layer import NAME, run_layer
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
 NANO = Path(__file__).parent.parent / "models" / "nano"
 
 

@@ -23,7 +23,6 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 import tiny
-import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.errors import ExportError
 from edgejudge.export import (
@@ -45,10 +44,10 @@ from edgejudge.export.store import WeightStore
 from edgejudge.runtime import Engine
 from edgejudge.runtime.fleet import Fleet
 from edgejudge.runtime.placement import Device
+from families import FAMILIES
 from outliers import _inputs, pictures_of
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
 HUGE = 1e4
 ULP = 2.0**-11  # half the distance of two floats of 16 bits, of the lower one
 LEAST = 2.0**-13  # of a peak and of a root, as gpu_ops has it

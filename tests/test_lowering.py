@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
-import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.export import (
     Asked,
@@ -42,9 +40,9 @@ from edgejudge.runtime.padded import NoGraph
 from edgejudge.runtime.placement import Device
 from edgejudge.runtime.replica import Replica
 from edgejudge.runtime.views import static_groups
+from families import FAMILIES
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
 RECIPES = ("exact", "w8", "fast")
 TARGETS = ("cpu", "gpu", "npu", "npu:a16w4")
 # How far a label logit may be from the reference over the same weights; logits reach 4. Measured

@@ -1,6 +1,6 @@
 """Qwen2.5-VL against transformers: pixels, logits with and without an image, prompts, bundles."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,26 +10,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 import tiny
 import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.errors import ExportError, InputError
-from edgejudge.export import Cut, Exact, Reference, export, open_checkpoint
-from edgejudge.goldens import graph_error
+from edgejudge.export import export, open_checkpoint
 from edgejudge.models import qwen2_5_vl
 from edgejudge.models.hf_config import HfConfig
 from edgejudge.models.image import canary_image, image_spec, preprocess
-from edgejudge.models.patches import PatchSpec, fit, prepare_patches, read_patch_spec
+from edgejudge.models.patches import PatchSpec, fit, prepare_patches
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.spec import ModelSpec
 from edgejudge.models.tokenizer import Tokenizer
-from edgejudge.runtime import Engine, Settings
+from grid_parity import TOLERANCE, Case, case_of, difference, patch_spec, run
 
 torch.set_num_threads(1)
 IMAGE = tiny_qwen.IMAGE
-TOLERANCE = 1e-4
 SIZES = {  # height, width of each picture in the prompt
     "fills its windows": ((64, 64),),
     "smaller than a window": ((24, 16),),
@@ -44,90 +41,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ORDINARY = "untied, grouped KV"
 
 
-def config_of(model: Any) -> HfConfig:
-    return HfConfig(model.config.to_dict(), "config.json")
-
-
-def patch_spec(spec: ModelSpec) -> PatchSpec:
-    return read_patch_spec(HfConfig(tiny_qwen.PROCESSOR, "preprocessor_config.json"), spec)
-
-
-@dataclass(frozen=True)
-class Case:
-    spec: ModelSpec
-    weights: Any
-    ids: list[int]
-    positions: NDArray[np.int64]
-    feeds: list[dict[str, NDArray[Any]]]  # of each picture
-    logits: NDArray[np.float32]  # [S, vocab] with the image
-    blind_ids: list[int]
-    blind_logits: NDArray[np.float32]
-
-
 @cache
 def case(variant: str, size: str) -> Case:
-    model = tiny_qwen.make_model(**VARIANTS[variant])
-    spec = qwen2_5_vl.read_spec(config_of(model))
-    seen = [prepare_patches(canary_image(*s), patch_spec(spec)) for s in SIZES[size]]
-    rng = np.random.default_rng(5)
-    text = rng.integers(len(tiny_qwen.SPECIALS), tiny.VOCABULARY, (len(seen) + 1, 6)).tolist()
-    ids, positions, start = [1, *text[0]], [np.tile(np.arange(7), (3, 1))], 7
-    for picture, after in zip(seen, text[1:], strict=True):
-        y, x = np.divmod(np.arange(picture.rows * picture.cols), picture.cols)
-        ids += [3, *[IMAGE] * len(y), 4, *after]
-        positions += [np.full((3, 1), start), start + 1 + np.stack([0 * y, y, x])]
-        start += 1 + max(picture.rows, picture.cols)
-        positions.append(start + np.tile(np.arange(7), (3, 1)))
-        start += 7
-    patches = np.concatenate([p.feeds["patches"][p.feeds["slots"]] for p in seen])
-    grid = torch.tensor([[1, 2 * p.rows, 2 * p.cols] for p in seen])
-    blind = [i for i in ids if i != IMAGE]
-    tokens = torch.tensor([ids])
-    with torch.inference_mode():
-        logits = model(
-            input_ids=tokens,
-            pixel_values=torch.from_numpy(patches),
-            image_grid_thw=grid,
-            mm_token_type_ids=(tokens == IMAGE).int(),
-        ).logits[0]
-        blind_logits = model(input_ids=torch.tensor([blind])).logits[0]
-    state = {_hub_name(name): w.numpy() for name, w in model.state_dict().items()}
-    return Case(
-        spec,
-        tiny.Held(state),
-        ids,
-        np.concatenate(positions, axis=1),
-        [p.feeds for p in seen],
-        logits.numpy(),
-        blind,
-        blind_logits.numpy(),
-    )
+    return case_of(qwen2_5_vl, tiny_qwen, SIZES[size], **VARIANTS[variant])
 
 
-def _hub_name(name: str) -> str:
-    """A module's name in memory -> in a checkpoint."""
-    return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
-
-
-def run(truth: Case, spec: ModelSpec, weights: Any, cuts: tuple[int, ...]) -> NDArray[np.float32]:
-    reference = Reference(spec, Exact(weights), IMAGE)
-    visual = torch.cat([reference.encode(feeds) for feeds in truth.feeds])
-    hidden, used = [], 0
-    for begin, end in zip((0, *cuts), (*cuts, len(truth.ids)), strict=True):
-        chunk = truth.ids[begin:end]
-        rows = chunk.count(IMAGE)
-        piece = visual[used : used + rows]
-        hidden.append(reference.extend(chunk, piece, truth.positions[:, begin:end]))
-        used += rows
-    return reference.logits(torch.cat(hidden)).numpy()
-
-
-def difference(truth: Case, spec: ModelSpec | None = None, weights: Any = None) -> float:
-    spec, weights = spec or truth.spec, weights or truth.weights
-    seen = run(truth, spec, weights, ()) - truth.logits
-    reference = Reference(spec, Exact(weights), IMAGE)
-    blind = reference.logits(reference.prefill(truth.blind_ids)).numpy() - truth.blind_logits
-    return max(float(np.abs(seen).max()), float(np.abs(blind).max()))
+def patches() -> PatchSpec:
+    return patch_spec(tiny_qwen, case(ORDINARY, "fills its windows").spec)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -214,7 +134,7 @@ def test_any_ignored_bias_or_norm_fails_parity(name: str) -> None:
 def test_pixels_equal_the_processor(height: int, width: int) -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    spec = patch_spec(case(ORDINARY, "fills its windows").spec)
+    spec = patches()
     rgb = canary_image(height, width)
     if max(height, width) > 200 * min(height, width):
         with pytest.raises(InputError, match="200 to 1"):
@@ -225,16 +145,14 @@ def test_pixels_equal_the_processor(height: int, width: int) -> None:
     )
     found = preprocess(rgb, spec)
     assert wanted["image_grid_thw"].tolist() == [[1, 2 * found.rows, 2 * found.cols]]
-    patches = found.feeds["patches"][found.feeds["slots"]]
-    assert np.abs(patches - wanted["pixel_values"]).max() < 1e-5
+    filled = found.feeds["patches"][found.feeds["slots"]]
+    assert np.abs(filled - wanted["pixel_values"]).max() < 1e-5
 
 
 @given(rows=st.integers(1, 40), cols=st.integers(1, 40))
 @settings(deadline=None)
 def test_every_patch_has_a_slot_in_its_window(rows: int, cols: int) -> None:
-    spec = replace(
-        patch_spec(case(ORDINARY, "fills its windows").spec), min_pixels=1, max_pixels=10**6
-    )
+    spec = replace(patches(), min_pixels=1, max_pixels=10**6)
     found = prepare_patches(np.zeros((rows * 8, cols * 8, 3), np.uint8), spec).feeds
     slots, places, mask = found["slots"], found["places"], found["window_mask"]
     assert (rows, cols) == tuple(n // 8 for n in fit(rows * 8, cols * 8, spec))
@@ -326,62 +244,8 @@ def _prompts() -> tuple[Prompts, Any]:
         plain = tiny.make_tokenizer(path, tiny_qwen.SPECIALS)
         tokenizer = Tokenizer(path)
     spec = case(ORDINARY, "fills its windows").spec
-    record = qwen2_5_vl.prompt_record(tokenizer, spec, patch_spec(spec), "Is {condition} visible?")
+    record = qwen2_5_vl.prompt_record(tokenizer, spec, patches(), "Is {condition} visible?")
     return Prompts(record, IMAGE, lambda: tokenizer), plain
-
-
-# --- the whole way -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("qwen")
-    tiny_qwen.make_checkpoint(root / "checkpoint", dtype="bfloat16", tied=True)
-    for recipe in ("exact", "w8", "small"):
-        export(root / "checkpoint", root / recipe, recipe=recipe)
-    export(root / "checkpoint", root / "parts", recipe="exact", cut=Cut(3))
-    return {name: root / name for name in ("exact", "w8", "small", "parts")}
-
-
-def prefilled(folder: Path, chunk: int = 512) -> tuple[Engine, Any]:
-    bundle = Bundle.open(folder, unsealed=True)
-    engine = Engine.open(bundle, Settings(1, chunk))
-    manifest = bundle.manifest
-    seen = preprocess(canary_image(70, 100), image_spec(manifest.preprocessing))
-    prompts = Prompts(
-        manifest.prompt, manifest.tokens.image, lambda: Tokenizer(bundle.file("tokenizer.json"))
-    )
-    grid = (seen.rows, seen.cols)
-    visual = engine.encode_image(seen.feeds)
-    return engine, engine.prefill(
-        prompts.prefix_ids(*grid), visual, prompts.prefix_positions(*grid)
-    )
-
-
-@pytest.mark.parametrize("recipe", ["exact", "w8", "small"])
-def test_the_graphs_equal_the_reference(folders: dict[str, Path], recipe: str) -> None:
-    bundle = Bundle.open(folders[recipe], unsealed=True)
-    error = graph_error(bundle, Engine.open(bundle, threads=1))
-    assert error < (1e-4 if recipe == "exact" else 1e-3)
-
-
-BRANCHES = [[70, 71, 72], [90], [60, 61, 62, 63, 64, 65, 66]]
-
-
-@pytest.mark.parametrize("recipe", ["exact", "w8", "small"])
-def test_packed_and_chunked_are_the_same_judge(folders: dict[str, Path], recipe: str) -> None:
-    engine, prefix = prefilled(folders[recipe])
-    alone = engine.label_probabilities(engine.score(prefix, BRANCHES, packed=False))
-    packed = engine.label_probabilities(engine.score(prefix, BRANCHES))
-    assert np.abs(packed - alone).max() < 1e-5
-    small, prefix = prefilled(folders[recipe], chunk=7)
-    assert np.abs(small.label_probabilities(small.score(prefix, BRANCHES)) - alone).max() < 1e-5
-
-
-def test_parts_are_the_whole(folders: dict[str, Path]) -> None:
-    whole, prefix = prefilled(folders["exact"])
-    parts, other = prefilled(folders["parts"])
-    assert (whole.score(prefix, BRANCHES) == parts.score(other, BRANCHES)).all()
 
 
 def test_the_largest_picture_can_be_bounded_at_export(tmp_path: Path) -> None:

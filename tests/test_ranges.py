@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import tiny
-import tiny_qwen
 from edgejudge.bundle import KvRecord, PartRecord
 from edgejudge.export import Checkpoint, Exact, Plan, Reference, open_checkpoint, recipe_named
 from edgejudge.export.blocks import QuantizedRows
@@ -26,9 +25,9 @@ from edgejudge.export.store import WeightStore
 from edgejudge.models.rope import rotation
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.replica import Replica
+from families import FAMILIES
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
 NAME = "layers.1.up_proj.weight"
 
 

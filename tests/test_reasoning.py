@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
-import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.errors import InputError
 from edgejudge.export import export
@@ -19,9 +17,9 @@ from edgejudge.reasoning import SCHEMA, at_once, first_turn, reason, second_turn
 from edgejudge.runtime import Engine
 from edgejudge.runtime.json_text import JsonGrammar, JsonText
 from edgejudge.runtime.text import Sampling, continued, write
+from families import FAMILIES
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
 ANSWER = {"smolvlm": " I see a knife.", "qwen2_5_vl": "I see a knife."}
 CONDITION = "a knife <image>"
 

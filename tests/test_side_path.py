@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 import outliers
 import tiny
-import tiny_qwen
 from edgejudge.export import (
     Checkpoint,
     Exact,
@@ -28,11 +27,11 @@ from edgejudge.export import (
 from edgejudge.export.recipe import recipe_named
 from edgejudge.export.side_path import Site, sites_of
 from edgejudge.fidelity import export_bundle
+from families import FAMILIES
 from one_layer import NAME, run_layer
 
 torch.set_num_threads(1)
 NANO = Path(__file__).parent.parent / "models" / "nano"
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
 
 
 def plan_with(columns: tuple[int, ...]) -> Plan:

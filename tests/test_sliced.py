@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tiny
-import tiny_qwen
 from edgejudge import BundleError, Judge, Policy
 from edgejudge.bundle import Bundle
 from edgejudge.errors import EdgeJudgeError, InputError
@@ -25,6 +24,7 @@ from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
 from edgejudge.runtime import Engine, memory, sliced
 from edgejudge.runtime.sliced import Request, SlicedEngine
+from families import FAMILIES
 
 LOGIT_BAND = 2e-4  # as in test_engine
 BUDGET = 8 << 30
@@ -37,7 +37,6 @@ rules:
   - {id: drinks, text: t, category: c, conditions: [beer]}
 """
 )
-FAMILIES = {"smolvlm": tiny.make_checkpoint, "qwen2_5_vl": tiny_qwen.make_checkpoint}
 torch.set_num_threads(1)
 
 
@@ -48,8 +47,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], B
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "_SLICE_BYTES", 30_000)
-        for family, make in FAMILIES.items():
-            checkpoint = make(root / family)
+        for family, maker in FAMILIES.items():
+            checkpoint = maker.make_checkpoint(root / family)
             for recipe in ("exact", "w8", "fast"):
                 path = export(checkpoint, root / f"{family}-{recipe}", recipe)
                 found[family, recipe] = Bundle.open(path, unsealed=True)

@@ -95,6 +95,11 @@ def make_model(*, kv_heads: int = 2, tied: bool = False, seed: int = 0, faint: b
     return model
 
 
+def hub_name(name: str) -> str:
+    """A module's name in memory -> in a checkpoint."""
+    return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+
+
 def make_checkpoint(folder: Path, *, dtype: str = "float32", **model: Any) -> Path:
     """A whole checkpoint folder; `model` are the arguments of `make_model`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -104,6 +104,11 @@ def make_model(
     return model
 
 
+def hub_name(name: str) -> str:
+    """A module's name in memory -> in a checkpoint."""
+    return name
+
+
 def make_checkpoint(folder: Path, *, dtype: str = "float32", **model: Any) -> Path:
     """A whole checkpoint folder; `model` are the arguments of `make_model`."""
     folder.mkdir(parents=True, exist_ok=True)

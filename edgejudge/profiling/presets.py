@@ -33,9 +33,17 @@ def preset_bundle(
     make = exporting_tools().preset_checkpoint
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        checkpoint = make(name, Path(scratch) / "checkpoint", texts, None)
+        checkpoint = make(name, Path(scratch), texts, None)
         new = Path(scratch) / "bundle"
-        export_bundle(checkpoint, new, recipe=recipe, policies=policies)
+        told: list[str] = []
+
+        def tell(doing: str, _: float) -> None:
+            """Each step once: it takes minutes."""
+            if doing not in told[-1:]:
+                told.append(doing)
+                progress(doing)
+
+        export_bundle(checkpoint, new, recipe=recipe, policies=policies, progress=tell)
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
     return folder

@@ -1,0 +1,15 @@
+"""Makers of tiny checkpoints, by the family that they are of: what every family has to pass."""
+
+from typing import Any
+
+import tiny
+import tiny_qwen
+import tiny_qwen3
+
+__all__ = ["FAMILIES"]
+
+FAMILIES: dict[str, Any] = {
+    "smolvlm": tiny,
+    "qwen2_5_vl": tiny_qwen,
+    "qwen3_vl": tiny_qwen3,
+}
