@@ -39,7 +39,7 @@ def static_groups(
     """The same for static graphs of several sizes: each with what it is fed, and which of the rows
     that it gives are visual tokens; None is all. Raises NoGraph for a picture above the largest.
     """
-    if "tokens" not in feeds:  # views, which are all of one size
+    if "pixel_values" in feeds:  # views, which are all of one size
         (graph,) = graphs
         for view in feeds["pixel_values"]:
             yield graph, {"pixel_values": view[None]}, None
@@ -62,4 +62,7 @@ def static_groups(
         mask[: len(feeds["window_mask"])][feeds["window_mask"] != 0] = 0
     else:
         mask[:, :slots] = 0
-    yield graph, padded, feeds["tokens"]
+    wanted = feeds.get("tokens")
+    if wanted is None:  # without windows, empty slots lie behind all others
+        wanted = np.arange(slots * int(graph.outputs[0].shape[1]) // int(graph.tokens or 1))
+    yield graph, padded, wanted

@@ -93,21 +93,23 @@ def test_a_graph_of_any_run_of_layers_asks_for_the_same_names(
                 ops.input(f"past_key_{layer}", "uint16", 1, text.kv_heads, text.head_dim, 8)
                 ops.input(f"past_value_{layer}", "uint16", 1, text.kv_heads, 8, text.head_dim)
             hidden = one.family.decoder(ops, one.spec, hidden, turn, layers)
-            ops.output(hidden, "hidden_out", "float32", 1, 4, text.hidden)
+            wide = one.spec.width_at(layers.stop)
+            ops.output(hidden, "hidden_out", "float32", 1, 4, wide)
 
         graph_of(tmp_path, decoder, plan_of(one), one.weights, asking)
         of_run = names_of(one, layers)
         unasked = of_run - asking.asked
         assert asking.asked <= of_run
-        # A norm's input has levels already, but for the first one's.
+        # A norm's input has levels already, but for what the graph is given.
         assert {name for name in unasked if not name.endswith(" <")} == set()
-        first = [name for name in asking.asked if name.endswith(" <")]
-        assert len(first) == 1 and f".layers.{layers[0]}.input_layernorm" in first[0]
+        at = f".layers.{layers[0]}"
+        given = [name for name in asking.asked if name.endswith((" <", f"{at} lanes"))]
+        assert len(given) == 1 and f"{at} lanes" in given[0] or f"{at}.input_layernorm" in given[0]
 
 
 def names_of(one: Checkpoint, layers: range) -> set[str]:
     ops = RangeOps(Exact(one.weights))
-    through(one, ops, torch.randn(1, 5, one.spec.text.hidden), layers)
+    through(one, ops, torch.randn(1, 5, one.spec.width_at(layers.start)), layers)
     return set(ops.ranges)
 
 
@@ -124,18 +126,20 @@ def test_a_name_means_the_same_value_in_any_run(opened: dict[str, Checkpoint], f
     one = opened[family]
     generator = torch.Generator().manual_seed(0)
     layers = one.spec.text.layers
-    hidden = [torch.randn(1, 5, one.spec.text.hidden, generator=generator)]
+    hidden = [torch.randn(1, 5, one.spec.width_at(0), generator=generator)]
     whole = RangeOps(Exact(one.weights))
     through(one, whole, hidden[0], range(layers))
+    between = {}  # of what a layer hands on beside hidden states, which a whole pass never joins
     for layer in range(layers):
-        hidden.append(
-            through(one, RangeOps(Exact(one.weights)), hidden[-1], range(layer, layer + 1))
-        )
+        alone = RangeOps(Exact(one.weights))
+        hidden.append(through(one, alone, hidden[-1], range(layer, layer + 1)))
+        between |= {n: r for n, r in alone.ranges.items() if n.endswith(" lanes")}
     assert len({r for r in whole.ranges.values()}) > 0.8 * len(whole.ranges), "each its own"
+    known = {**between, **whole.ranges}
     for run in runs(layers):
         part = RangeOps(Exact(one.weights))
         through(one, part, hidden[run.start], run)
-        assert part.ranges == {name: whole.ranges[name] for name in part.ranges}
+        assert part.ranges == {name: known[name] for name in part.ranges}
 
 
 def vision_of(one: Checkpoint) -> Callable[[NpuOps], None]:
@@ -157,16 +161,21 @@ def test_a_tower_asks_for_what_was_seen(opened: dict[str, Checkpoint], tmp_path:
     assert {n for n in tower - asking.asked if not n.endswith(" <")} == set()
     assert asking.asked <= tower
 
-    two = opened["qwen2_5_vl"]
-    asking = Asking(ranges_of(two))
 
-    def windows(ops: NpuOps) -> None:
-        shapes = next(iter(two.family.static_vision_inputs(two.spec).values()))
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_tower_of_slots_asks_for_what_was_seen(
+    opened: dict[str, Checkpoint], tmp_path: Path, family: str
+) -> None:
+    one = opened[family]
+    asking = Asking(ranges_of(one))
+
+    def slots(ops: NpuOps) -> None:
+        shapes = next(iter(one.family.static_vision_inputs(one.spec).values()))
         inputs = {name: ops.input(name, "float32", *shape) for name, shape in shapes.items()}
         inputs["window_mask"] = ops.mask_input("window_mask")
-        two.family.vision(ops, two.spec, inputs)
+        one.family.vision(ops, one.spec, inputs)
 
-    graph_of(tmp_path, windows, plan_of(two), two.weights, asking)
+    graph_of(tmp_path, slots, plan_of(one), one.weights, asking)
     tower = {n for n in asking if "visual" in n}
     assert {n for n in tower - asking.asked if not n.endswith(" <")} == set()
     assert asking.asked - tower <= {n for n in asking if "scores" in n}
