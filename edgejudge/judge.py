@@ -5,7 +5,6 @@ encoded and prefilled once, and every question of the policy is scored over that
 one is decoded and encoded meanwhile. Knows no graph, provider or file format.
 """
 
-import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -263,6 +262,8 @@ class Judge(Calls, Writes, PlacedWork, Traces):
         """As `screen` of one picture, beside an event loop; a cancelled task stops at its next
         step.
         """
+        import asyncio  # here, since it takes a tenth of the time in which everything else is loaded
+
         stop = Stop(timeout)
         try:
             return await asyncio.to_thread(self._screen, image, self.plan(policy), stop, regions)
