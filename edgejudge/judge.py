@@ -262,7 +262,7 @@ class Judge(Calls, Writes, PlacedWork, Traces):
         """As `screen` of one picture, beside an event loop; a cancelled task stops at its next
         step.
         """
-        import asyncio  # here, since it takes a tenth of the time in which everything else is loaded
+        import asyncio  # here: nobody else needs an event loop, and it loads slowly
 
         stop = Stop(timeout)
         try:

@@ -119,8 +119,9 @@ def shrunk(name: str) -> Preset:
         "num_key_value_heads": 2,
         "head_dim": 32,
     }
-    if name == "qwen2.5-vl-3b":
-        config["text_config"]["rope_parameters"]["mrope_section"] = [4, 6, 6]
+    if name.startswith("qwen"):
+        sections = [4, 6, 6] if name == "qwen2.5-vl-3b" else [6, 5, 5]
+        config["text_config"]["rope_parameters"]["mrope_section"] = sections
         config["vision_config"] |= {
             "depth": 2,
             "hidden_size": 64,
@@ -128,6 +129,7 @@ def shrunk(name: str) -> Preset:
             "num_heads": 2,
             "out_hidden_size": 64,
             "fullatt_block_indexes": [1],
+            "deepstack_visual_indexes": [0],
         }
     else:
         config["vision_config"] |= {
@@ -157,7 +159,7 @@ def test_a_random_bundle_is_marked_and_refuses_to_judge(
     monkeypatch.setattr(presets_module, "preset_named", shrunk)
     out = tmp_path / "out"
     command = ["export", "--preset", name, "--random-weights", "--out", str(out)]
-    assert main([*command, "--max-pixels", "50000"] if "qwen" in name else command) == 0
+    assert main([*command, "--max-pixels", "70000"] if "qwen" in name else command) == 0
     assert "its verdicts mean nothing" in capsys.readouterr().out
     manifest = read_manifest(out)
     assert manifest.random_weights and manifest.name == name
@@ -197,8 +199,8 @@ def test_the_stand_in_tokenizer_has_words_and_the_real_special_tokens(
             "no preset is called 'gpt'; known: smolvlm2-2.2b",
         ),
         (
-            ["--preset", "qwen3-vl-2b", "--random-weights"],
-            "family qwen3_vl, which is not built yet",
+            ["--preset", "bluelm-v-3b", "--random-weights"],
+            "family bluelm_v, which is not built yet",
         ),
         (["folder", "--preset", "smolvlm2-2.2b"], "either a CHECKPOINT or a --preset"),
         (["folder", "--random-weights"], "go together"),
