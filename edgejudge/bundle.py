@@ -304,7 +304,7 @@ class Bundle:
         nothing but its operators.
         """
         # Imported here: a graph is parsed when its file is hashed, which a stamp mostly saves.
-        from edgejudge.onnx_files import check_model
+        from edgejudge.onnx_files import check_model, check_program
 
         if not path.stat().st_size:  # which cannot be mapped
             raise BundleError(f"{path}: is empty; export the bundle again")
@@ -312,7 +312,10 @@ class Bundle:
             # Mapped, since an encoder may carry its weights. An error's traceback may go on looking
             # into it, so it is closed when nobody does any more.
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        check_model(memoryview(mapped), str(path), graph.weight_files)
+        if graph.target == "coreml":
+            check_program(mapped, str(path))
+        else:
+            check_model(memoryview(mapped), str(path), graph.weight_files)
 
 
 def _resolved(path: Path) -> Path:

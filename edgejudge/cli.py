@@ -16,6 +16,7 @@ from edgejudge.commands import (
     cascade,
     check,
     compare,
+    coreml,
     devices,
     evaluate,
     export,
@@ -38,7 +39,7 @@ EXIT_REFUSED = 3  # an export whose verdicts differ too much
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 _COMMANDS = (
     *(screen, watch, ask, compare),
-    *(export, relevance, profile),
+    *(export, relevance, coreml, profile),
     *(calibrate, evaluate, risk, cascade, tune, plan, devices, check),
 )
 

@@ -200,9 +200,10 @@ def _graph(graph: GraphRecord, place: str, manifest: Manifest) -> Iterator[Probl
     ):
         if not form.fullmatch(text):
             yield f"{place}.{name}", f"'{brief(text)}' is none"
-    if not graph.file.endswith(".onnx"):
-        # By its name ONNX Runtime would read another format, which is not looked into here.
-        yield f"{place}.file", f"'{brief(graph.file)}' does not end in .onnx"
+    # By its name ONNX Runtime would read another format, which is not looked into here.
+    ending = ".mlmodel" if graph.target == "coreml" else ".onnx"
+    if not graph.file.endswith(ending):
+        yield f"{place}.file", f"'{brief(graph.file)}' does not end in {ending}"
     listed = {file.name for file in manifest.files}
     for name in (graph.file, *graph.weight_files):
         if name not in listed:
@@ -240,8 +241,9 @@ def _graph(graph: GraphRecord, place: str, manifest: Manifest) -> Iterator[Probl
 def _kv(
     kv: KvRecord, place: str, graph: GraphRecord, parts: Sequence[PartRecord]
 ) -> Iterator[Problem]:
-    if kv.layout not in ("BNSH", "BNHS"):
-        yield f"{place}.layout", f"'{brief(kv.layout)}' is neither BNSH nor BNHS"
+    known = ("state",) if graph.target == "coreml" else ("BNSH", "BNHS")
+    if kv.layout not in known:
+        yield f"{place}.layout", f"'{brief(kv.layout)}' is not {' or '.join(known)}"
     if kv.dtype not in ("float32", "float16", "int8", "uint16"):
         yield f"{place}.dtype", f"'{brief(kv.dtype)}' is no type of a cache"
     if kv.scales not in (None, "channel", "layer"):

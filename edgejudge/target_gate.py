@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["TargetGate", "Wanted", "emulated"]
 
 PICTURES = 48  # that graphs of other targets are asked about
+_ELSEWHERE = ("coreml",)  # targets that nothing here can run
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,12 @@ class TargetGate:
         self._bundle, self._engine = bundle, engine
         self._prompts = Prompts.of(bundle)
         self._seen = {(r.target, r.variant): _Seen() for r in bundle.manifest.targets}
+        self._run = [r for r in bundle.manifest.targets if r.target not in _ELSEWHERE]
 
     def add(self, pictures: "Sequence[CalibrationPicture]", wanted: Sequence[Wanted]) -> None:
         """Asks every variant about the first pictures that are added."""
         engine, before = self._engine, self._engine.fleet
-        for record in self._bundle.manifest.targets:
+        for record in self._run:
             seen = self._seen[record.target, record.variant]
             some = pictures[: max(0, PICTURES - seen.pictures)]
             engine.fleet = emulated(self._bundle, record, engine.threads)
@@ -73,7 +75,7 @@ class TargetGate:
     def violations(self, accepted: float | None) -> list[str]:
         return [
             f"with the {record.target} graphs {record.variant} {broken}"
-            for record in self._bundle.manifest.targets
+            for record in self._run
             for broken in self._seen[record.target, record.variant].tally.violations(accepted)
         ]
 
@@ -83,7 +85,7 @@ class TargetGate:
         from edgejudge.goldens import canary_distance
 
         engine, before = self._engine, self._engine.fleet
-        for record in self._bundle.manifest.targets:
+        for record in self._run:
             engine.fleet = emulated(self._bundle, record, engine.threads)
             try:
                 error = canary_distance(self._bundle, engine)

@@ -36,7 +36,7 @@ from edgejudge.export.importance import column_importance
 from edgejudge.export.kv_steps import kv_steps
 from edgejudge.export.ledger import Ledger
 from edgejudge.export.onnx_ops import OnnxOps
-from edgejudge.export.parts import Cut, layer_bytes, npu_parts, slices
+from edgejudge.export.parts import Cut, coreml_parts, layer_bytes, npu_parts, slices
 from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
 from edgejudge.export.reference import Reference
 from edgejudge.export.side_path import side_columns, sites_of
@@ -293,6 +293,9 @@ def _runs(checkpoint: Checkpoint, plan: Plan, cut: Cut, variants: Sequence[Varia
     decoder = costs("decoder", spec.text.layers)
     plans = [plan.for_target(plan.recipe.for_npu(v.bits)) for v in variants if v.bits]
     parts = npu_parts(cut, [costs("decoder", spec.text.layers, other) for other in plans])
+    if parts is None and any(v.target == "coreml" for v in variants):
+        other = plan.for_target(plan.recipe.for_gpu())
+        parts = coreml_parts(cut, costs("decoder", spec.text.layers, other))
     return Runs(
         cut.apply(decoder) if parts is None else parts,
         slices(costs("vision", spec.vision.layers)),

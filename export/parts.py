@@ -12,11 +12,12 @@ from edgejudge.errors import ExportError
 from edgejudge.export.blocks import Plan
 from edgejudge.export.recipe import layer_of
 
-__all__ = ["Cut", "layer_bytes", "npu_parts", "slices"]
+__all__ = ["Cut", "coreml_parts", "layer_bytes", "npu_parts", "slices"]
 
 _SLICE_BYTES = 64 << 20
 # Qualcomm's HTP addresses 32 bits; its makers cut models into parts of one to two gigabytes.
 _NPU_BYTES, _NPU_MOST = 1 << 30, 2 << 30
+_COREML_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,13 @@ def npu_parts(cut: Cut, costs: Sequence[Sequence[int]]) -> list[range] | None:
             f"{_NPU_MOST / 2**30:.0f}; ask for more parts, or leave --parts out"
         )
     return runs
+
+
+def coreml_parts(cut: Cut, costs: Sequence[int]) -> list[range]:
+    """Parts that phones take, and that an export holds in memory one at a time."""
+    if cut == Cut() and sum(costs) > _COREML_BYTES:
+        cut = Cut(part_bytes=_COREML_BYTES)
+    return cut.apply(costs)
 
 
 def slices(costs: Sequence[int]) -> list[range]:

@@ -6,7 +6,9 @@ records. Heads and embeddings stay on the processor, which needs microseconds fo
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from edgejudge.bundle import GraphRecord, KvRecord, QuantRecord, TargetRecord
@@ -24,8 +26,8 @@ from edgejudge.models.spec import ModelSpec
 
 __all__ = ["TARGETS", "Variant", "lower", "variants_of"]
 
-TARGETS = ("cpu", "gpu", "npu", "npu:a16w4", "npu:a8w8")
-_USUAL = {"npu": "a16w8"}
+TARGETS = ("cpu", "gpu", "npu", "npu:a16w4", "npu:a8w8", "coreml", "coreml:chunk64")
+_USUAL = {"npu": "a16w8", "coreml": "chunk128"}
 _CONTEXTS = (512, 1024, 2048)  # rows of the cache that a static graph takes
 _TOKENS = (128, 1)  # of a chunk of a prompt, and of text that is written
 
@@ -41,6 +43,7 @@ class Variant:
     tolerance: float
     bits: int = 0  # of weights that are stored for this target; 0 are those of the plan
     by_bytes: bool = False  # whether matrices meet bytes
+    chunk: int = 0  # tokens of a prompt that go through a program at once, where it has no other
 
 
 _VARIANTS = (
@@ -51,12 +54,14 @@ _VARIANTS = (
     Variant("npu", "a16w8", 1e-1, 8),
     Variant("npu", "a16w4", 1e-1, 4),
     Variant("npu", "a8w8", 3e-1, 8, by_bytes=True),
+    Variant("coreml", "chunk128", 5e-2, chunk=128),
+    Variant("coreml", "chunk64", 5e-2, chunk=64),
 )
 
 
 def variants_of(targets: Sequence[str], kv_bytes: bool = False) -> list[Variant]:
     """Of these targets, in their order; "npu:a16w4" has weights of four bits, "npu:a8w8" matrices
-    that meet bytes. Raises ExportError for one that is not known, and for any beside the CPU where
+    that meet bytes; "coreml:chunk64" takes 64 tokens of a prompt at once in place of 128. Raises ExportError for one that is not known, and for any beside the CPU where
     its cache is of bytes.
     """
     found = []
@@ -147,6 +152,8 @@ class _Writer:
         """
         if variant.target == "gpu":
             yield from self._gpu(variant, plan)
+        elif variant.target == "coreml":
+            yield from self._coreml(variant, plan)
         else:
             yield from self._npu(variant, plan, ranges, apart)
 
@@ -185,6 +192,11 @@ class _Writer:
                     ops.output(value, value, dtype, 1, text.kv_heads, rows, text.head_dim)
             kv = KvRecord("BNSH", dtype, text.kv_heads, text.head_dim, None, (), ())
             yield save(self.folder, ops, "decoder", index, kv, target="gpu", variant=variant.name)
+
+    def _coreml(self, variant: Variant, plan: Plan) -> Iterator[GraphRecord]:
+        writer = _coreml_writer()
+        given = (self.folder, self.checkpoint, plan, self.ledger, self.parts)
+        yield from writer(*given, variant.name, variant.chunk)
 
     def _npu(
         self, variant: Variant, plan: Plan, ranges: Ranges, apart: Bytes | None
@@ -251,3 +263,18 @@ class _Writer:
                 variant=variant.name,
                 tokens=size,
             )
+
+
+def _coreml_writer() -> Callable[..., Iterator[GraphRecord]]:
+    """Imported here: an extra of its own, which says much when it is imported."""
+    try:
+        with redirect_stderr(StringIO()):
+            from edgejudge.export.coreml import write_programs
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "coremltools":
+            raise
+        raise ExportError(
+            "the target coreml needs coremltools; install it with "
+            "`pip install 'edgejudge[export,coreml]'`, or leave that target out"
+        ) from None
+    return write_programs

@@ -204,6 +204,8 @@ def _graph(
         return
     parts = manifest.decoder_slices if graph.stage == "decoder_slice" else manifest.parts
     part = parts[graph.part]
+    if kv.layout == "state":
+        return
     wanted = {
         f"past_{which}_{layer}"
         for which in ("key", "value")

@@ -1,0 +1,148 @@
+"""Core ML packages of a bundle, as Xcode and Core ML want them, and how to call them from Swift.
+
+Takes a bundle with programs of the `coreml` target; writes folders `NAME.mlpackage`, whose files are
+links to the bundle's where the file system has links, and `Judge.swift`, in which every name and
+shape comes from the manifest. Runs nothing.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgejudge.bundle import Bundle, GraphRecord
+from edgejudge.errors import BundleError, InputError
+
+__all__ = ["function_name", "package_name", "swift", "write_packages"]
+
+_ITEMS = (  # description, name and path, in the order of a graph's files
+    ("CoreML Model Specification", "model.mlmodel", "com.apple.CoreML/model.mlmodel"),
+    ("CoreML Model Weights", "weights", "com.apple.CoreML/weights"),
+)
+
+
+def function_name(graph: GraphRecord) -> str:
+    """Of a program's functions, the one that this record is of."""
+    return f"tokens{graph.tokens}"
+
+
+def package_name(graph: GraphRecord) -> str:
+    return graph.file.removesuffix(".mlmodel") + ".mlpackage"
+
+
+def write_packages(bundle: Bundle, out: Path) -> list[Path]:
+    """One folder for each program; gives their paths. Raises BundleError for a bundle without any,
+    and InputError for a folder that cannot be written to.
+    """
+    graphs = list(_programs(bundle))
+    if not graphs:
+        raise BundleError(
+            f"{bundle.path}: has no graphs for coreml; export it with --targets cpu,coreml"
+        )
+    made = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for graph in graphs:
+            folder = out / package_name(graph)
+            if folder.exists():
+                raise InputError("out", f"{folder}: is there already; name another folder")
+            _write(bundle, graph, folder)
+            made.append(folder)
+        (out / "Judge.swift").write_text(swift(bundle))
+    except OSError as error:
+        raise InputError(
+            "out", f"{out}: cannot be written ({error.strerror}); name another folder"
+        ) from None
+    return made
+
+
+def _programs(bundle: Bundle) -> Iterator[GraphRecord]:
+    """A record of each."""
+    seen: set[str] = set()
+    for graph in bundle.manifest.graphs:
+        if graph.target == "coreml" and graph.file not in seen:
+            seen.add(graph.file)
+            yield graph
+
+
+def _write(bundle: Bundle, graph: GraphRecord, folder: Path) -> None:
+    bundle.graph_file(graph)  # checks all of its files
+    inside = folder / "Data" / "com.apple.CoreML"
+    (inside / "weights").mkdir(parents=True)
+    _linked(bundle.path / graph.file, inside / "model.mlmodel")
+    for name in graph.weight_files:
+        _linked(bundle.path / name, inside / "weights" / "weight.bin")
+    entries = {}
+    for what, name, path in _ITEMS:
+        key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{bundle.fingerprint}/{graph.file}/{name}"))
+        entries[key.upper()] = {
+            "author": "com.apple.CoreML",
+            "description": what,
+            "name": name,
+            "path": path,
+        }
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": entries,
+        "rootModelIdentifier": next(iter(entries)),
+    }
+    (folder / "Manifest.json").write_text(json.dumps(manifest, indent=4) + "\n")
+
+
+def _linked(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+_SWIFT = """// Made by `edgejudge coreml` for the bundle {name}, fingerprint {short}.
+// Names and shapes are those of its manifest. What to feed is in the bundle: embeddings, token ids,
+// policies with their thresholds; `edgejudge` in Python does the same with ONNX Runtime.
+import CoreML
+
+{sizes}
+func load(_ package: URL, function: String) throws -> MLModel {{
+    let configuration = MLModelConfiguration()
+    configuration.computeUnits = .cpuAndNeuralEngine
+    configuration.functionName = function
+    return try MLModel(contentsOf: MLModel.compileModel(at: package), configuration: configuration)
+}}
+
+// Keys and values stay in `state`. A question is forked from a picture by writing from the same
+// `begin` again, with a mask that hides what lies behind the picture.
+func pass(_ model: MLModel, _ state: MLState, {parameters}) throws -> MLMultiArray {{
+    let inputs = try MLDictionaryFeatureProvider(dictionary: [
+{feeds}
+    ])
+    let outputs = try model.prediction(from: inputs, using: state)
+    return outputs.featureValue(for: "{output}")!.multiArrayValue!
+}}
+"""
+
+
+def swift(bundle: Bundle) -> str:
+    """A file that loads the programs and runs a pass of a decoder part."""
+    graphs = [g for g in bundle.manifest.graphs if g.target == "coreml"]
+    decoder = next(g for g in graphs if g.stage == "decoder")
+    names = [tensor.name for tensor in decoder.inputs]
+    sizes = []
+    for graph in graphs:
+        shapes = ", ".join(f"{t.name} {' x '.join(t.shape)} {t.dtype}" for t in graph.inputs)
+        gives = ", ".join(f"{t.name} {' x '.join(t.shape)}" for t in graph.outputs)
+        sizes.append(f"// {package_name(graph)}, {function_name(graph)}: {shapes} -> {gives}\n")
+    return _SWIFT.format(
+        name=bundle.manifest.name,
+        short=bundle.fingerprint[:12],
+        sizes="".join(sizes),
+        parameters=", ".join(f"{_camel(n)}: MLMultiArray" for n in names),
+        feeds=",\n".join(f'        "{n}": {_camel(n)}' for n in names),
+        output=decoder.outputs[0].name,
+    )
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)

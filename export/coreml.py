@@ -1,0 +1,221 @@
+"""The `coreml` target: MIL programs of a checkpoint, one for each part of the judge.
+
+Takes a checkpoint and a plan; writes for each part a model file and a file of weights into the
+bundle's folder, flat as everything there is, and gives a record for each of its functions. A
+decoder's functions are one chunk of a prompt and one token; a tower's are its sizes. The functions
+of a program share its weights, and a decoder's its keys and values, which are the program's state.
+Nothing of it runs here: that takes a Mac or a phone. Knows no family.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import numpy as np
+from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.mil import Function, Program, types
+
+from edgejudge.bundle import GraphRecord, KvRecord, TensorRecord
+from edgejudge.errors import ExportError
+from edgejudge.export.blocks import Plan
+from edgejudge.export.checkpoint import Checkpoint
+from edgejudge.export.coreml_ops import MilOps, Shared
+from edgejudge.export.ledger import Ledger
+
+__all__ = ["MOST_BYTES", "function_name", "write_programs"]
+
+MOST_BYTES = 1 << 30  # of a program's weights, which is what phones take
+_CONTEXT = 2048  # rows of the cache
+_HEAD_ROWS = 64  # questions whose labels are read at once
+_KINDS: dict[str, Any] = {"float16": types.fp16, "float32": types.fp32, "int32": types.int32}
+_PIECES = {"model.mlmodel": "mlmodel", "weights/weight.bin": "weights.bin"}
+
+
+def function_name(tokens: int) -> str:
+    """Of what takes so many tokens, patches, views or rows at once."""
+    return f"tokens{tokens}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """`build` gives the output's value, of the inputs and states by name."""
+
+    tokens: int
+    inputs: tuple[TensorRecord, ...]
+    output: TensorRecord
+    build: Callable[[Shared, dict[str, Any]], Any]
+
+
+def write_programs(
+    folder: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    ledger: Ledger,
+    parts: Sequence[range],
+    variant: str,
+    chunk: int,
+) -> Iterator[GraphRecord]:
+    """Raises ExportError for a program that is larger than phones take, or a weight beyond 16-bit
+    floats. `chunk` is how many tokens of a prompt go through at once.
+    """
+    writer = _Writer(folder, checkpoint, plan, ledger, variant, chunk)
+    yield from writer.vision()
+    for index, layers in enumerate(parts):
+        yield from writer.decoder(index, layers)
+    yield from writer.head("verdict_head", checkpoint.labels.token_ids, "float32", _HEAD_ROWS)
+    yield from writer.head("lm_head", None, "float16", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    folder: Path
+    checkpoint: Checkpoint
+    plan: Plan
+    ledger: Ledger
+    variant: str
+    chunk: int
+
+    def vision(self) -> Iterator[GraphRecord]:
+        family, spec = self.checkpoint.family, self.checkpoint.spec
+        functions = []
+        for size, shapes in family.static_vision_inputs(spec).items():
+            count = spec.visual_tokens or size // spec.scale_factor**2
+            functions.append(
+                _Function(
+                    size,
+                    tuple(_tensor(name, "float16", *shape) for name, shape in shapes.items()),
+                    _tensor("visual_tokens", "float16", 1, count, spec.width_at(0)),
+                    lambda shared, given: family.vision(MilOps(shared), spec, given),
+                )
+            )
+        yield from self._write("vision", None, functions, "float16", None)
+
+    def decoder(self, index: int, layers: range) -> Iterator[GraphRecord]:
+        spec, family = self.checkpoint.spec, self.checkpoint.family
+        text = spec.text
+        rows = min(_CONTEXT, text.max_positions)
+
+        def build(shared: Shared, given: dict[str, Any]) -> Any:
+            states = given["keys"], given["values"]
+            ops = MilOps(shared, given["begin"], given["attention_bias"], states, layers.start)
+            turn = given["rope_cos"], given["rope_sin"]
+            return family.decoder(ops, spec, given["hidden"], turn, layers)
+
+        functions = []
+        for tokens in (self.chunk, 1):
+            half = (tokens, text.head_dim // 2)
+            inputs = (
+                _tensor("hidden", "float16", 1, tokens, spec.width_at(layers.start)),
+                _tensor("rope_cos", "float16", *half),
+                _tensor("rope_sin", "float16", *half),
+                _tensor("attention_bias", "float16", 1, 1, tokens, rows),
+                _tensor("begin", "int32", 1),
+            )
+            output = _tensor("hidden_out", "float16", 1, tokens, spec.width_at(layers.stop))
+            functions.append(_Function(tokens, inputs, output, build))
+        kv = KvRecord("state", "float16", text.kv_heads, text.head_dim, None, (), (rows,))
+        state = (len(layers), text.kv_heads, rows, text.head_dim)
+        yield from self._write("decoder", index, functions, "float16", kv, state)
+
+    def head(
+        self, stage: str, rows: tuple[int, ...] | None, kind: str, count: int
+    ) -> Iterator[GraphRecord]:
+        """Labels are read in 32 bits: they decide, and are few."""
+        spec, family = self.checkpoint.spec, self.checkpoint.family
+        wide = spec.text.vocab if rows is None else len(rows)
+        name = "logits" if rows is None else "label_logits"
+
+        def build(shared: Shared, given: dict[str, Any]) -> Any:
+            return family.head(MilOps(shared), spec, given["hidden"], rows)
+
+        one = _Function(
+            count,
+            (_tensor("hidden", kind, count, spec.text.hidden),),
+            _tensor(name, kind, count, wide),
+            build,
+        )
+        yield from self._write(stage, None, [one], kind, None)
+
+    def _write(
+        self,
+        stage: str,
+        part: int | None,
+        functions: Sequence[_Function],
+        kind: str,
+        kv: KvRecord | None,
+        state: tuple[int, ...] | None = None,
+    ) -> Iterator[GraphRecord]:
+        shared = Shared(self.checkpoint.weights, self.plan, self.ledger, np.dtype(kind).type)
+        program = Program()
+        for one in functions:
+            program.add_function(function_name(one.tokens), _built(one, shared, state))
+        program.default_function_name = function_name(functions[0].tokens)
+        program.skip_all_passes = True  # what was proven is what is written
+        program.export_as_multifunction = True
+        stem = ".".join(str(p) for p in ("coreml", self.variant, stage, part) if p is not None)
+        files = self._saved(program, stem)
+        for one in functions:
+            yield GraphRecord(
+                target="coreml",
+                variant=self.variant,
+                stage=stage,
+                part=part,
+                tokens=one.tokens,
+                file=files[0],
+                weight_files=tuple(files[1:]),
+                inputs=one.inputs,
+                outputs=(one.output,),
+                kv=kv,
+            )
+
+    def _saved(self, program: Program, stem: str) -> list[str]:
+        """The program's files, taken out of the folders that Xcode wants around them."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch, redirect_stderr(StringIO()):
+            package = Path(scratch) / "program.mlpackage"
+            ct.convert(
+                program,
+                source="milinternal",
+                convert_to="mlprogram",
+                minimum_deployment_target=ct.target.iOS18,
+                pass_pipeline=ct.PassPipeline.EMPTY,
+                skip_model_load=True,
+            ).save(str(package))
+            made = []
+            for piece, ending in _PIECES.items():
+                file = package / "Data" / "com.apple.CoreML" / piece
+                if file.is_file():
+                    made.append(f"{stem}.{ending}")
+                    shutil.move(file, self.folder / made[-1])
+        size = sum((self.folder / name).stat().st_size for name in made)
+        if size > MOST_BYTES:
+            raise ExportError(
+                f"the program {stem} takes {size / 2**20:.0f} MiB, phones take "
+                f"{MOST_BYTES >> 20}; ask for more parts with --parts"
+            )
+        return made
+
+
+def _built(one: _Function, shared: Shared, state: tuple[int, ...] | None) -> Function:
+    given = {
+        tensor.name: mb.placeholder(tuple(map(int, tensor.shape)), dtype=_KINDS[tensor.dtype])
+        for tensor in one.inputs
+    }
+    if state is not None:
+        given |= {n: mb.state_tensor_placeholder(state, dtype=types.fp16) for n in _STATES}
+    with Function(given, opset_version=ct.target.iOS18) as function:
+        made = one.build(shared, dict(function.inputs))
+        function.set_outputs([mb.identity(x=made, name=one.output.name)])
+    return function
+
+
+_STATES = ("keys", "values")
+
+
+def _tensor(name: str, kind: str, *shape: int) -> TensorRecord:
+    return TensorRecord(name, kind, tuple(map(str, shape)))
