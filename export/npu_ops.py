@@ -235,7 +235,9 @@ class NpuOps(PlainAttention, NpuWeights):
         return self._reshaped(x, 1, grid * grid, 3 * patch * patch)
 
     def table(self, weight: str, rows: NDArray[np.int64]) -> str:
-        return self._constant_levels(f"{weight}.rows.n16", self._plain(weight)[rows])
+        whole = self._plain(weight)
+        picked = whole.reshape(-1, whole.shape[-1])[rows]
+        return self._constant_levels(f"{weight}.rows.n16", picked)
 
     def pixel_shuffle(self, x: str, grid: int, scale: int) -> str:
         side = grid // scale
