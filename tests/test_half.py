@@ -23,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 import tiny
+import tiny_internvl
 import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.errors import ExportError
@@ -48,7 +49,7 @@ from edgejudge.runtime.placement import Device
 from outliers import _inputs, pictures_of
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen, "internvl": tiny_internvl}
 HUGE = 1e4
 ULP = 2.0**-11  # half the distance of two floats of 16 bits, of the lower one
 LEAST = 2.0**-13  # of a peak and of a root, as gpu_ops has it

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_internvl
 import tiny_qwen
 from edgejudge.bundle import KvRecord, PartRecord
 from edgejudge.export import Checkpoint, Exact, Plan, Reference, open_checkpoint, recipe_named
@@ -28,7 +29,7 @@ from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.replica import Replica
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen, "internvl": tiny_internvl}
 NAME = "layers.1.up_proj.weight"
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_internvl
 import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.errors import InputError
@@ -21,7 +22,7 @@ from edgejudge.runtime.json_text import JsonGrammar, JsonText
 from edgejudge.runtime.text import Sampling, continued, write
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen, "internvl": tiny_internvl}
 ANSWER = {"smolvlm": " I see a knife.", "qwen2_5_vl": "I see a knife."}
 CONDITION = "a knife <image>"
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_internvl
 import tiny_qwen
 from edgejudge.export import (
     CalibrationPicture,
@@ -25,7 +26,7 @@ from edgejudge.models.image import canary_image
 from outliers import scaled_channels
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen, "internvl": tiny_internvl}
 TEXTS = ("a knife", "beer", "a dog", "written text")
 
 

@@ -98,7 +98,7 @@ def make_model(*, kv_heads: int = 2, tied: bool = False, seed: int = 0, faint: b
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
             if ("norm" in name and name.endswith("weight")) or "lambda" in name:
                 weight.add_(1.0)
-            if faint and "embed" in name:
+            if faint and ("embed" in name or "lambda" in name):
                 weight.mul_(0.01)
     return model
 
