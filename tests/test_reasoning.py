@@ -23,7 +23,11 @@ from edgejudge.runtime.text import Sampling, continued, write
 
 torch.set_num_threads(1)
 FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen, "internvl": tiny_internvl}
-ANSWER = {"smolvlm": " I see a knife.", "qwen2_5_vl": "I see a knife."}
+ANSWER = {
+    "smolvlm": " I see a knife.",
+    "qwen2_5_vl": "I see a knife.",
+    "internvl": "I see a knife.",
+}
 CONDITION = "a knife <image>"
 
 
