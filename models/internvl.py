@@ -65,9 +65,7 @@ def read_spec(config: HfConfig) -> ModelSpec:
     config.expect("vision_feature_select_strategy", "default", None)
     text = config.section("text_config")
     # Version 4 looked into text_config alone, and checkpoints of its time have no key of their own.
-    tied = config.read(
-        bool, "tie_word_embeddings", text.read(bool, "tie_word_embeddings", False)
-    )
+    tied = config.read(bool, "tie_word_embeddings", text.read(bool, "tie_word_embeddings", False))
     spec = ModelSpec(
         FAMILY, _read_vision(config.section("vision_config")), _read_text(text, tied), _SCALE
     )

@@ -143,8 +143,6 @@ def test_what_is_not_supported_is_refused_by_name(
         ({"surprise": 1}, "surprise"),
     ],
 )
-def test_a_bundle_that_says_what_cannot_be_is_refused(
-    change: dict[str, Any], message: str
-) -> None:
+def test_a_bundle_that_says_what_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BundleError, match=message):
         image_spec({**spec_of().to_json(), **change})
