@@ -288,8 +288,9 @@ def weight_names(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
 def prompt_record(
     tokenizer: Tokenizer, spec: ModelSpec, image: MosaicSpec, template: str
 ) -> PromptRecord:
-    """The chat format in ids: `<|im_start|>user` `<img>` image tokens `</img>` question, assistant's
-    turn. All views of a picture stand between the same two tokens, and a line ends behind them.
+    """The chat format in ids: `<|im_start|>user` `<img>` image tokens `</img>` question, then the
+    assistant's turn. All views of a picture stand between the same two tokens, and a line ends
+    behind them.
     """
     return chatml_record(
         tokenizer,

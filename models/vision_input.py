@@ -101,7 +101,7 @@ def levels(rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> N
 
 
 def normalised(views: Sequence[Any], table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """8-bit pictures of one size, each [H, W, 3] -> [V, 3, H, W]; `table` is what `levels` gives."""
+    """8-bit pictures of one size, each [H, W, 3] -> [V, 3, H, W] by the table of `levels`."""
     raw = [np.asarray(view) for view in views]
     pixels = np.empty((len(raw), 3, *raw[0].shape[:2]), np.float32)
     for index, view in enumerate(raw):

@@ -1,4 +1,4 @@
-"""Operations of towers with a class token and a layer scale: every backend means the same by them."""
+"""Operations of towers with a class token and a layer scale mean the same in every backend."""
 
 from collections.abc import Callable
 from pathlib import Path
