@@ -137,7 +137,8 @@ class NpuOps(PlainAttention, NpuWeights):
         )
 
         def stored() -> NDArray[np.int16]:
-            return np.rint(values / step).astype(np.int16)
+            levels: NDArray[np.int16] = np.rint(values / step).astype(np.int16)
+            return levels
 
         return self._node("DequantizeLinear", [self._weight(f"{name}.s16", _SIGNED, stored), *grid])
 
