@@ -125,8 +125,8 @@ def _prompt(manifest: Manifest, spec: ModelSpec, image: ImageSpec) -> Iterator[P
     elif prompt.layout != _layout_of(spec):
         yield "prompt.layout", f"'{prompt.layout}', the spec means '{_layout_of(spec)}'"
     most = 0 if isinstance(image, PatchSpec) else image.max_grid
-    rows = prompt.tile_open
-    if rows and (len(rows) < most or any(len(row) < most for row in rows)):
+    rows, named = prompt.tile_open, isinstance(image, TileSpec)  # where each tile has a name
+    if (rows or named) and (len(rows) < most or any(len(row) < most for row in rows)):
         yield "prompt.tile_open", f"expected {most} x {most} tiles"
 
 
