@@ -46,7 +46,9 @@ _MOST_BYTES = 1 << 46
 _MOST_ROWS = 1 << 22  # of a cache
 _MOST_WIDTH = 1 << 17  # of the sums that are tried for overflow
 # Text that is put between tokens, where a line break belongs.
-_PROMPTS = ("prompt.question_template", "prompt.blind_text", "prompt.next_text")
+_PROMPTS = tuple(
+    f"prompt.{p}" for p in ("question_template", "text_open", "blind_text", "next_text")
+)
 
 Problem = tuple[str, str]  # the place, and what is wrong there
 

@@ -140,7 +140,7 @@ def _bounded(image: ImageSpec, max_pixels: int | None) -> ImageSpec:
     if not isinstance(image, PatchSpec):
         raise ExportError(
             "a limit of pixels is for families that keep a picture's own grid; this one cuts "
-            f"pictures of {image.longest_edge} pixels into tiles"
+            f"pictures into tiles of {image.view} pixels"
         )
     if max_pixels < max(image.min_pixels, image.unit**2):
         raise ExportError(

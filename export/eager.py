@@ -137,7 +137,7 @@ class EagerOps:
         return x.permute(0, 2, 3, 1, 4, 5).reshape(len(x), -1, 3 * patch * patch)
 
     def table(self, weight: str, rows: NDArray[np.int64]) -> Tensor:
-        return self.plain(weight)[torch.from_numpy(rows)]
+        return self.plain(weight).flatten(0, -2)[torch.from_numpy(rows)]
 
     def pixel_shuffle(self, x: Tensor, grid: int, scale: int) -> Tensor:
         side = grid // scale

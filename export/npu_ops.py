@@ -137,7 +137,8 @@ class NpuOps(PlainAttention, NpuWeights):
         )
 
         def stored() -> NDArray[np.int16]:
-            return np.rint(values / step).astype(np.int16)
+            levels: NDArray[np.int16] = np.rint(values / step).astype(np.int16)
+            return levels
 
         return self._node("DequantizeLinear", [self._weight(f"{name}.s16", _SIGNED, stored), *grid])
 
@@ -235,7 +236,9 @@ class NpuOps(PlainAttention, NpuWeights):
         return self._reshaped(x, 1, grid * grid, 3 * patch * patch)
 
     def table(self, weight: str, rows: NDArray[np.int64]) -> str:
-        return self._constant_levels(f"{weight}.rows.n16", self._plain(weight)[rows])
+        whole = self._plain(weight)
+        picked = whole.reshape(-1, whole.shape[-1])[rows]
+        return self._constant_levels(f"{weight}.rows.n16", picked)
 
     def pixel_shuffle(self, x: str, grid: int, scale: int) -> str:
         side = grid // scale

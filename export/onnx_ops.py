@@ -272,7 +272,11 @@ class OnnxOps(OnnxGraph):
         return self.reshape(x, 0, grid * grid, 3 * patch * patch)
 
     def table(self, weight: str, rows: NDArray[np.int64]) -> str:
-        return self._exact(f"{weight}.rows", lambda: self._plain(weight)[rows])
+        def picked() -> NDArray[np.float32]:
+            whole = self._plain(weight)
+            return whole.reshape(-1, whole.shape[-1])[rows]
+
+        return self._exact(f"{weight}.rows", picked)
 
     def pixel_shuffle(self, x: str, grid: int, scale: int) -> str:
         side = grid // scale

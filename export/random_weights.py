@@ -18,8 +18,8 @@ _SEED = 20_261
 
 
 class RandomWeights:
-    """A `Source`. Matrices are normal with the spread that keeps activations of size one; norms are
-    ones, biases zeros.
+    """A `Source`. Matrices are normal with the spread that keeps activations of size one; what
+    multiplies channels is ones, biases zeros.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -40,7 +40,7 @@ class RandomWeights:
         wanted = np.arange(shape[0])[index if isinstance(index, slice) else list(index)]
         out = np.empty((len(wanted), *shape[1:]), np.float32)
         if len(shape) == 1:
-            out[:] = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            out[:] = 0.0 if name.endswith("bias") else 1.0
             return out
         inner = int(np.prod(shape[1:]))
         for number, block in enumerate(row_blocks(shape[0], inner)):

@@ -35,7 +35,7 @@ _SENSITIVE = (
     *("vision", "connector", "decoder.first", "decoder.last"),
     *("decoder.*.v_proj", "decoder.*.down_proj"),
 )
-_LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
+_LAYER = re.compile(r"\.(?:layers?|blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from edgejudge.bundle import GraphRecord, Manifest, PartRecord
 from edgejudge.errors import BundleError, InputError
 from edgejudge.models.concepts import pattern_problem
 from edgejudge.models.crop import CropSpec
-from edgejudge.models.image import image_spec
+from edgejudge.models.image import ImageSpec, image_spec
+from edgejudge.models.mosaic import mosaic_of
 from edgejudge.models.patches import PatchSpec, fit
 from edgejudge.models.spec import ModelSpec
 from edgejudge.models.tiles import TileSpec, grid_of
@@ -108,7 +109,7 @@ def _written(manifest: Manifest) -> Iterator[tuple[str, Sequence[int]]]:
             yield f"{place}.branches[{branch}]", ids
 
 
-def _prompt(manifest: Manifest, spec: ModelSpec, image: TileSpec | PatchSpec) -> Iterator[Problem]:
+def _prompt(manifest: Manifest, spec: ModelSpec, image: ImageSpec) -> Iterator[Problem]:
     prompt = manifest.prompt
     if prompt.question_template.count("{condition}") != 1:
         yield "prompt.question_template", "needs {condition} once"
@@ -123,9 +124,9 @@ def _prompt(manifest: Manifest, spec: ModelSpec, image: TileSpec | PatchSpec) ->
         yield "prompt.layout", f"'{brief(prompt.layout)}' is none of {', '.join(_LAYOUTS)}"
     elif prompt.layout != _layout_of(spec):
         yield "prompt.layout", f"'{prompt.layout}', the spec means '{_layout_of(spec)}'"
-    most = image.max_grid if isinstance(image, TileSpec) else 0
-    rows = prompt.tile_open
-    if rows and (len(rows) < most or any(len(row) < most for row in rows)):
+    most = 0 if isinstance(image, PatchSpec) else image.max_grid
+    rows, named = prompt.tile_open, isinstance(image, TileSpec)  # where each tile has a name
+    if (rows or named) and (len(rows) < most or any(len(row) < most for row in rows)):
         yield "prompt.tile_open", f"expected {most} x {most} tiles"
 
 
@@ -135,14 +136,12 @@ def _layout_of(spec: ModelSpec) -> str:
     return "lines" if spec.line_end else "tiles"
 
 
-def _pictures(
-    manifest: Manifest, spec: ModelSpec, image: TileSpec | PatchSpec
-) -> Iterator[Problem]:
+def _pictures(manifest: Manifest, spec: ModelSpec, image: ImageSpec) -> Iterator[Problem]:
     vision, canary = spec.vision, manifest.canary
     size = (canary.image_height, canary.image_width)
-    if isinstance(image, TileSpec):
+    if not isinstance(image, PatchSpec):
         pairs: Iterable[tuple[str, float, float]] = [("view", image.view, vision.image_size)]
-        grid = grid_of(*size, image)
+        grid = grid_of(*size, image) if isinstance(image, TileSpec) else mosaic_of(*size, image)
     else:
         pairs = [
             ("patch", image.patch, vision.patch_size),

@@ -39,7 +39,7 @@ class Ops(Protocol[V]):
         """[V, 3, S, S] -> [V, g * g, 3 * patch * patch], g = S // patch; the rest of S is cut."""
 
     def table(self, weight: str, rows: NDArray[np.int64]) -> V:
-        """These rows of a weight, as a constant [len(rows), D]."""
+        """These rows of a weight [..., D], as a constant [len(rows), D]."""
 
     def pixel_shuffle(self, x: V, grid: int, scale: int) -> V:
         """[V, grid * grid, D] -> [V, (grid / scale) ^ 2, D * scale * scale]."""

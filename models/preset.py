@@ -19,6 +19,7 @@ PRESETS = (
     "smolvlm2-2.2b",
     "qwen2.5-vl-3b",
     "qwen3-vl-2b",
+    "internvl3-1b",
     "internvl3-2b",
     "llava-onevision-0.5b",
     "bluelm-v-3b",

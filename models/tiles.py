@@ -16,7 +16,14 @@ from PIL import Image
 from edgejudge.bundle import from_json, to_json
 from edgejudge.errors import BundleError
 from edgejudge.models.hf_config import HfConfig
-from edgejudge.models.vision_input import VisionInput, channels, check_levels, filter_name, levels
+from edgejudge.models.vision_input import (
+    VisionInput,
+    channels,
+    check_levels,
+    filter_name,
+    levels,
+    normalised,
+)
 
 __all__ = ["TileSpec", "grid_of", "prepare_tiles", "read_tile_spec"]
 
@@ -144,10 +151,5 @@ def prepare_tiles(rgb: NDArray[np.uint8], spec: TileSpec) -> VisionInput:
                 x, y = col * spec.view, row * spec.view
                 views.append(picture.crop((x, y, x + spec.view, y + spec.view)))
     views.append(picture.resize((spec.view, spec.view), resample))
-    table = levels(spec.rescale, spec.mean, spec.std)  # [256, 3]
-    pixels = np.empty((len(views), 3, spec.view, spec.view), np.float32)
-    for index, view in enumerate(views):
-        raw = np.asarray(view)  # [S, S, 3]
-        for channel in range(3):
-            np.take(table[:, channel], raw[:, :, channel], out=pixels[index, channel])
+    pixels = normalised(views, levels(spec.rescale, spec.mean, spec.std))
     return VisionInput({"pixel_values": pixels}, rows, cols)

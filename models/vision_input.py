@@ -4,6 +4,7 @@ Takes parsed processor configs and 8-bit levels; gives records and float32 table
 of tiles or patches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,15 @@ from edgejudge.errors import BundleError, ExportError
 from edgejudge.models.hf_config import HfConfig, read_json
 from edgejudge.printable import brief
 
-__all__ = ["VisionInput", "channels", "check_levels", "filter_name", "levels", "read_processor"]
+__all__ = [
+    "VisionInput",
+    "channels",
+    "check_levels",
+    "filter_name",
+    "levels",
+    "normalised",
+    "read_processor",
+]
 
 _FILTERS = {0: "NEAREST", 1: "LANCZOS", 2: "BILINEAR", 3: "BICUBIC", 4: "BOX", 5: "HAMMING"}
 
@@ -89,3 +98,13 @@ def levels(rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> N
     shift, scale = np.array(mean, np.float32), np.array(std, np.float32)
     values: NDArray[np.float32] = (wide - shift) / scale
     return values
+
+
+def normalised(views: Sequence[Any], table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """8-bit pictures of one size, each [H, W, 3] -> [V, 3, H, W] by the table of `levels`."""
+    raw = [np.asarray(view) for view in views]
+    pixels = np.empty((len(raw), 3, *raw[0].shape[:2]), np.float32)
+    for index, view in enumerate(raw):
+        for channel in range(3):
+            np.take(table[:, channel], view[:, :, channel], out=pixels[index, channel])
+    return pixels

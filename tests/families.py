@@ -3,6 +3,7 @@
 from typing import Any
 
 import tiny
+import tiny_internvl
 import tiny_qwen
 import tiny_qwen3
 
@@ -12,4 +13,5 @@ FAMILIES: dict[str, Any] = {
     "smolvlm": tiny,
     "qwen2_5_vl": tiny_qwen,
     "qwen3_vl": tiny_qwen3,
+    "internvl": tiny_internvl,
 }

@@ -39,15 +39,19 @@ def pictures() -> list[np.ndarray]:
 
 def processors() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
     """Family -> the processor that resizes with Pillow, the default one, and their settings."""
+    from transformers.models.got_ocr2 import image_processing_got_ocr2 as got
+    from transformers.models.got_ocr2 import image_processing_pil_got_ocr2 as got_pillow
     from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as qwen_pillow
     from transformers.models.qwen2_vl import image_processing_qwen2_vl as qwen
     from transformers.models.smolvlm import image_processing_pil_smolvlm as smol_pillow
     from transformers.models.smolvlm import image_processing_smolvlm as smol
 
     tiles = {"size": {"longest_edge": 4 * 384}, "max_image_size": {"longest_edge": 384}}
+    mosaic = {"size": {"height": 448, "width": 448}, "crop_to_patches": True}
     return {
         "smolvlm": (smol_pillow.SmolVLMImageProcessorPil, smol.SmolVLMImageProcessor, tiles),
         "qwen2_5_vl": (qwen_pillow.Qwen2VLImageProcessorPil, qwen.Qwen2VLImageProcessor, {}),
+        "internvl": (got_pillow.GotOcr2ImageProcessorPil, got.GotOcr2ImageProcessor, mosaic),
     }
 
 

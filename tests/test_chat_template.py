@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_internvl
 import tiny_qwen
 from edgejudge.errors import ExportError
 from edgejudge.export import open_checkpoint
@@ -45,7 +46,9 @@ def edited(old: str, new: str) -> Change:
     return change
 
 
-@pytest.mark.parametrize("family", [tiny, tiny_qwen], ids=["smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "family", [tiny, tiny_qwen, tiny_internvl], ids=["smolvlm", "qwen2_5_vl", "internvl"]
+)
 @pytest.mark.parametrize(
     "change",
     [

@@ -83,6 +83,9 @@ class HalfOps(EagerOps):
     def mul(self, x: Tensor, y: Tensor) -> Tensor:
         return self.r(x * y)
 
+    def scale(self, x: Tensor, weight: str) -> Tensor:
+        return self.mul(x, self.plain(weight))
+
     def div(self, x: Tensor, y: Tensor) -> Tensor:
         return self.r(x / y)
 
@@ -172,6 +175,8 @@ def massive(opened: Checkpoint) -> Checkpoint:
         table[token, 5] = HUGE
     if opened.spec.family == "smolvlm":
         held["model.vision_model.embeddings.position_embedding.weight"][[0, 7], 3] = HUGE
+    elif opened.spec.family == "internvl":
+        held["vision_tower.embeddings.position_embeddings"][0, [0, 7], 3] = HUGE
     else:  # it has no positions: a neuron of the first layer that fires on patches like the first
         (gate,) = (name for name in names if name.endswith("visual.blocks.0.mlp.gate_proj.weight"))
         patch = _inputs(opened, [gate])[gate][0]
@@ -369,6 +374,8 @@ def changed(folder: Path, family: str, ending: str) -> Checkpoint:
         ("smolvlm", "layers.0.mlp.fc1.bias"),
         ("smolvlm", "text_model.layers.1.mlp.up_proj.weight"),
         ("qwen2_5_vl", "q_proj.bias"),
+        ("internvl", "embeddings.cls_token"),
+        ("internvl", "layer.0.lambda_1"),
     ],
 )
 def test_weights_beyond_16_bits_are_refused(tmp_path: Path, family: str, ending: str) -> None:

@@ -257,5 +257,5 @@ def test_the_largest_picture_can_be_bounded_at_export(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="the limit is 100 pixels"):
         open_checkpoint(checkpoint, 100)
     tiles = tiny.make_checkpoint(tmp_path / "tiles")
-    with pytest.raises(ExportError, match="this one cuts pictures of 96 pixels into tiles"):
+    with pytest.raises(ExportError, match="this one cuts pictures into tiles of 24 pixels"):
         open_checkpoint(tiles, 1000)

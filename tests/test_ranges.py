@@ -154,12 +154,12 @@ def vision_of(one: Checkpoint) -> Callable[[NpuOps], None]:
 
 
 def test_a_tower_asks_for_what_was_seen(opened: dict[str, Checkpoint], tmp_path: Path) -> None:
-    one = opened["smolvlm"]
-    asking = Asking(ranges_of(one))
-    graph_of(tmp_path, vision_of(one), plan_of(one), one.weights, asking)
-    tower = {n for n in asking if "vision" in n or "connector" in n}
-    assert {n for n in tower - asking.asked if not n.endswith(" <")} == set()
-    assert asking.asked <= tower
+    for one in (opened["smolvlm"], opened["internvl"]):
+        asking = Asking(ranges_of(one))
+        graph_of(tmp_path, vision_of(one), plan_of(one), one.weights, asking)
+        tower = {n for n in asking if any(part in n for part in ("vision", "connector", "multi"))}
+        assert {n for n in tower - asking.asked if not n.endswith(" <")} == set()
+        assert asking.asked <= tower
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])

@@ -20,7 +20,7 @@ from edgejudge.runtime.text import Sampling, continued, write
 from families import FAMILIES
 
 torch.set_num_threads(1)
-ANSWER = {"smolvlm": " I see a knife.", "qwen2_5_vl": "I see a knife."}
+ANSWER = {name: "I see a knife." for name in FAMILIES} | {"smolvlm": " I see a knife."}
 CONDITION = "a knife <image>"
 
 

@@ -11,10 +11,15 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import Qwen2_5_VLForConditionalGeneration, SmolVLMForConditionalGeneration
+from transformers import (
+    InternVLForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
+    SmolVLMForConditionalGeneration,
+)
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 import tiny
+import tiny_internvl
 import tiny_qwen
 from edgejudge import Judge
 from edgejudge.errors import InputError
@@ -24,6 +29,7 @@ from edgejudge.turns import Stop
 
 PICTURES = [Image.fromarray(canary_image(*size)) for size in ((40, 60), (64, 48), (30, 30))]
 REQUEST = "Which is a knife?"
+NAMES = ("smolvlm", "qwen2_5_vl", "internvl")
 
 
 class Family(NamedTuple):
@@ -36,7 +42,7 @@ class Family(NamedTuple):
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("several")
-    makers: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+    makers: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen, "internvl": tiny_internvl}
     found = {}
     for name, maker in makers.items():
         folder = maker.make_checkpoint(root / name)
@@ -87,6 +93,14 @@ def truth(name: str, family: Family, pictures: list[Image.Image]) -> np.ndarray:
         views = np.concatenate([one.feeds["pixel_values"] for one in seen])
         inputs["pixel_values"] = torch.from_numpy(views)[None]
         kind: Any = SmolVLMForConditionalGeneration
+    elif name == "internvl":
+        for one in seen:
+            count = manifest.prompt.visual_tokens * len(one.feeds["pixel_values"])
+            text = text.replace("<IMG_CONTEXT>", f"<img>{'<PAD>' * count}</img>", 1)
+        text = text.replace("<PAD>", "<IMG_CONTEXT>")
+        views = np.concatenate([one.feeds["pixel_values"] for one in seen])
+        inputs["pixel_values"] = torch.from_numpy(views)
+        kind = InternVLForConditionalGeneration
     else:
         for one in seen:
             text = text.replace("<|image_pad|>", "<PAD>" * (one.rows * one.cols), 1)
@@ -97,7 +111,7 @@ def truth(name: str, family: Family, pictures: list[Image.Image]) -> np.ndarray:
         kind = Qwen2_5_VLForConditionalGeneration
     tokenizer = Tokenizer.from_file(str(family.checkpoint / "tokenizer.json"))
     ids = torch.tensor([tokenizer.encode(text).ids])
-    if name != "smolvlm":
+    if name == "qwen2_5_vl":
         inputs["mm_token_type_ids"] = (ids == manifest.tokens.image).int()
     model = kind.from_pretrained(family.checkpoint, dtype=torch.float32).eval()
     with torch.inference_mode():
@@ -106,7 +120,7 @@ def truth(name: str, family: Family, pictures: list[Image.Image]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_equal_transformers(families: dict[str, Family], name: str, count: int) -> None:
     family = families[name]
     found, *_ = logits_of(family.judge, PICTURES[:count])
@@ -114,7 +128,7 @@ def test_logits_equal_transformers(families: dict[str, Family], name: str, count
     assert np.abs(found - wanted).max() < 1e-4 and np.abs(wanted).max() > 1
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", NAMES)
 def test_pictures_are_kept_as_a_chain(families: dict[str, Family], name: str) -> None:
     judge = Judge.load(families[name].judge.bundle.path, threads=1)
     one, two, three = PICTURES
@@ -134,7 +148,7 @@ def test_pictures_are_kept_as_a_chain(families: dict[str, Family], name: str) ->
     assert np.abs(logits_of(fresh, [one, three])[0] - after).max() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", NAMES)
 def test_more_than_the_context_holds_is_an_error_with_a_name(
     families: dict[str, Family], name: str
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_internvl
 import tiny_qwen
 from edgejudge.export import (
     CalibrationPicture,
@@ -25,7 +26,7 @@ from edgejudge.models.image import canary_image
 from outliers import scaled_channels
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen, "internvl": tiny_internvl}
 TEXTS = ("a knife", "beer", "a dog", "written text")
 
 
@@ -66,8 +67,9 @@ def test_every_place_of_the_forward_pass_is_found(
     assert found[attention[2], 0, repeat] == (attention[3],)
     assert found[after, 0, 1] == (f"{stem}mlp.gate_proj.weight", f"{stem}mlp.up_proj.weight")
     assert found[f"{stem}mlp.up_proj.weight", 0, 1] == (f"{stem}mlp.down_proj.weight",)
-    tower = 3 if family == "smolvlm" else 4  # a fused qkv has v's rows last
-    assert len(found) == 4 * spec.text.layers + tower * spec.vision.layers
+    tower = 4 if family == "qwen2_5_vl" else 3  # a fused qkv has v's rows last
+    beside = 1 if family == "internvl" else 0  # its projector begins with a norm
+    assert len(found) == 4 * spec.text.layers + tower * spec.vision.layers + beside
     if family == "qwen2_5_vl":
         assert found["visual.blocks.1.attn.qkv.weight", 2 * spec.vision.hidden, 1] == (
             "visual.blocks.1.attn.proj.weight",
