@@ -17,7 +17,6 @@ from edgejudge.coreml_packages import function_name, package_name
 from edgejudge.models.rope import rotation
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.embeddings import Embeddings
-from edgejudge.runtime.tree import HIDDEN
 from edgejudge.runtime.views import static_groups
 from mil_program import Package
 
@@ -65,8 +64,9 @@ class CoremlJudge:
         """The vision graph's inputs -> visual tokens [N, W]."""
         some = []
         for graph, given, wanted in static_groups(self.graphs("vision"), feeds):
-            hidden = {n: np.maximum(a, _LEAST) if a.min() <= HIDDEN else a for n, a in given.items()}
-            rows = self.run(graph, hidden).astype(np.float32)[0]
+            if "window_mask" in given:
+                given["window_mask"] = np.maximum(given["window_mask"], _LEAST)
+            rows = self.run(graph, given).astype(np.float32)[0]
             some.append(rows if wanted is None else rows[wanted])
         return np.concatenate(some)
 

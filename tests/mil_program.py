@@ -38,7 +38,7 @@ class Package:
         manifest = json.loads((folder / "Manifest.json").read_bytes())
         root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
         self.spec = Model_pb2.Model.FromString((folder / "Data" / root).read_bytes())
-        self._folder = (folder / "Data" / root).parent
+        self.folder = (folder / "Data" / root).parent
         self._blobs: dict[str, bytes] = {}
         self.program = self.spec.mlProgram
         self.functions = list(self.program.functions)
@@ -107,7 +107,7 @@ class Package:
         """The bytes that a record of the file at `offset` speaks of."""
         file = name.removeprefix("@model_path/")
         if file not in self._blobs:
-            self._blobs[file] = (self._folder / file).read_bytes()
+            self._blobs[file] = (self.folder / file).read_bytes()
         whole = self._blobs[file]
         sentinel, _, size, begin = struct.unpack_from("<IIQQ", whole, offset)
         assert sentinel == _SENTINEL and begin + size <= len(whole), "no record of a weight"
