@@ -46,7 +46,10 @@ _MOST_BYTES = 1 << 46
 _MOST_ROWS = 1 << 22  # of a cache
 _MOST_WIDTH = 1 << 17  # of the sums that are tried for overflow
 # Text that is put between tokens, where a line break belongs.
-_PROMPTS = ("prompt.question_template", "prompt.blind_text", "prompt.next_text")
+_PROMPTS = (
+    *("prompt.question_template", "prompt.text_open"),
+    *("prompt.blind_text", "prompt.next_text"),
+)
 
 Problem = tuple[str, str]  # the place, and what is wrong there
 

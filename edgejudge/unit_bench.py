@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.models.image import canary_image, image_spec, preprocess
-from edgejudge.models.tiles import TileSpec
+from edgejudge.models.patches import PatchSpec
 from edgejudge.runtime import Engine
 from edgejudge.runtime.decoding import PassFeeds
 from edgejudge.runtime.kv_cache import KvCache
@@ -47,7 +47,7 @@ class UnitBench:
 
     @property
     def views(self) -> tuple[int, ...]:
-        """Few and many: some of a picture's tiles, or pictures of several sizes."""
+        """Few and many: some of a picture's views, or pictures of several sizes."""
         if not self._pictures:
             view = view_tokens(self.stages.spec)
             for feeds in self._drawn():
@@ -87,7 +87,7 @@ class UnitBench:
 
     def _drawn(self) -> Iterator[dict[str, NDArray[Any]]]:
         spec = image_spec(self.stages.bundle.manifest.preprocessing)
-        if not isinstance(spec, TileSpec):
+        if isinstance(spec, PatchSpec):
             for height, width in _PICTURES:
                 yield dict(preprocess(canary_image(height, width), spec).feeds)
             return

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from edgejudge.bundle import GraphRecord, Manifest, PartRecord
 from edgejudge.errors import BundleError, InputError
+from edgejudge.models.anyres import AnyResSpec, lines_of
 from edgejudge.models.concepts import pattern_problem
 from edgejudge.models.crop import CropSpec
-from edgejudge.models.image import image_spec
-from edgejudge.models.patches import PatchSpec, fit
+from edgejudge.models.image import ImageSpec, image_spec
+from edgejudge.models.patches import fit
 from edgejudge.models.spec import ModelSpec
 from edgejudge.models.tiles import TileSpec, grid_of
 from edgejudge.printable import brief
@@ -108,7 +109,7 @@ def _written(manifest: Manifest) -> Iterator[tuple[str, Sequence[int]]]:
             yield f"{place}.branches[{branch}]", ids
 
 
-def _prompt(manifest: Manifest, spec: ModelSpec, image: TileSpec | PatchSpec) -> Iterator[Problem]:
+def _prompt(manifest: Manifest, spec: ModelSpec, image: ImageSpec) -> Iterator[Problem]:
     prompt = manifest.prompt
     if prompt.question_template.count("{condition}") != 1:
         yield "prompt.question_template", "needs {condition} once"
@@ -135,14 +136,17 @@ def _layout_of(spec: ModelSpec) -> str:
     return "lines" if spec.line_end else "tiles"
 
 
-def _pictures(
-    manifest: Manifest, spec: ModelSpec, image: TileSpec | PatchSpec
-) -> Iterator[Problem]:
+def _pictures(manifest: Manifest, spec: ModelSpec, image: ImageSpec) -> Iterator[Problem]:
     vision, canary = spec.vision, manifest.canary
+    if isinstance(image, AnyResSpec) != spec.line_end:
+        yield "preprocessing.kind", f"'{image.kind}' makes no input of this spec"
     size = (canary.image_height, canary.image_width)
     if isinstance(image, TileSpec):
         pairs: Iterable[tuple[str, float, float]] = [("view", image.view, vision.image_size)]
         grid = grid_of(*size, image)
+    elif isinstance(image, AnyResSpec):
+        pairs = [("view", image.view, vision.image_size), ("grid", image.grid, vision.grid)]
+        grid = lines_of(*size, image)
     else:
         pairs = [
             ("patch", image.patch, vision.patch_size),

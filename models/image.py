@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.errors import BundleError
+from edgejudge.models.anyres import AnyResSpec, prepare_anyres
 from edgejudge.models.patches import PatchSpec, prepare_patches
 from edgejudge.models.tiles import TileSpec, prepare_tiles
 from edgejudge.models.vision_input import VisionInput
 
 __all__ = ["ImageSpec", "canary_image", "image_spec", "preprocess"]
 
-ImageSpec = TileSpec | PatchSpec
+ImageSpec = TileSpec | PatchSpec | AnyResSpec
 
 
 def image_spec(value: dict[str, Any]) -> ImageSpec:
@@ -26,7 +27,9 @@ def image_spec(value: dict[str, Any]) -> ImageSpec:
         return TileSpec.from_json(value)
     if kind == "patches":
         return PatchSpec.from_json(value)
-    raise BundleError(f"preprocessing: 'kind' is {kind!r}, expected 'tiles' or 'patches'")
+    if kind == "anyres":
+        return AnyResSpec.from_json(value)
+    raise BundleError(f"preprocessing: 'kind' is {kind!r}, expected 'tiles', 'patches' or 'anyres'")
 
 
 def preprocess(rgb: NDArray[np.uint8], spec: ImageSpec) -> VisionInput:
@@ -35,6 +38,8 @@ def preprocess(rgb: NDArray[np.uint8], spec: ImageSpec) -> VisionInput:
         raise ValueError(f"expected uint8 [H, W, 3] pixels, got {rgb.dtype} {rgb.shape}")
     if isinstance(spec, TileSpec):
         return prepare_tiles(rgb, spec)
+    if isinstance(spec, AnyResSpec):
+        return prepare_anyres(rgb, spec)
     return prepare_patches(rgb, spec)
 
 

@@ -1,0 +1,631 @@
+"""LLaVA-OneVision against transformers: pixels, packing, logits, prompts, bundles."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+import tiny
+import tiny_llava
+from edgejudge.bundle import Bundle
+from edgejudge.errors import BundleError, ExportError
+from edgejudge.export import Cut, Exact, Reference, export, open_checkpoint
+from edgejudge.export.recipe import recipe_named
+from edgejudge.goldens import graph_error
+from edgejudge.models import anyres, llava_onevision
+from edgejudge.models.anyres import AnyResSpec, lines_of, prepare_anyres
+from edgejudge.models.hf_config import HfConfig
+from edgejudge.models.image import canary_image, image_spec, preprocess
+from edgejudge.models.packing import PACKED_ROWS, PACKED_SHARES, Packing
+from edgejudge.models.prompt import Prompts
+from edgejudge.models.spec import ModelSpec
+from edgejudge.models.tokenizer import Tokenizer
+from edgejudge.runtime import Engine, Settings, stages
+from edgejudge.runtime.views import Views
+
+torch.set_num_threads(1)
+IMAGE, VIEW = tiny_llava.IMAGE, tiny_llava.VIEW
+TOLERANCE = 1e-4
+SIZES = {  # height, width of each picture in the prompt, and its lines
+    "one crop": (((18, 18), (4, 4)),),
+    "enlarged to one crop": (((10, 10), (4, 4)),),
+    "padded at its sides": (((36, 20), (8, 4)),),
+    "padded above and below": (((20, 36), (4, 8)),),
+    "interpolated": (((36, 36), (6, 6)),),
+    "padded and interpolated": (((54, 40), (8, 5)),),
+    "a strip without lines": (((1, 200), (0, 4)),),
+    "a strip of ends of lines": (((200, 1), (4, 0)),),
+    "two pictures": (((20, 36), (4, 8)), ((54, 40), (8, 5))),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "untied, grouped KV": {},
+    "tied, one KV head per head": {"tied": True, "kv_heads": 4},
+    "faint": {"faint": True},
+}
+ORDINARY = "untied, grouped KV"
+HARDEST = "padded and interpolated"
+
+
+def config_of(model: Any) -> HfConfig:
+    return HfConfig(model.config.to_dict(), "config.json")
+
+
+def anyres_spec(model: HfConfig, **changes: Any) -> AnyResSpec:
+    processor = HfConfig({**tiny_llava.PROCESSOR, **changes}, "preprocessor_config.json")
+    return llava_onevision.read_image_spec(processor, llava_onevision.read_spec(model), model)
+
+
+@cache
+def tiny_spec() -> AnyResSpec:
+    return anyres_spec(config_of(tiny_llava.make_model()))
+
+
+@dataclass(frozen=True)
+class Case:
+    spec: ModelSpec
+    weights: Any
+    ids: list[int]
+    feeds: list[dict[str, NDArray[Any]]]  # of each picture
+    logits: NDArray[np.float32]  # [S, vocab] with the image
+    blind_ids: list[int]
+    blind_logits: NDArray[np.float32]
+
+
+@cache
+def case(variant: str, size: str) -> Case:
+    model = tiny_llava.make_model(**VARIANTS[variant])
+    spec = llava_onevision.read_spec(config_of(model))
+    seen = [prepare_anyres(canary_image(*s), tiny_spec()) for s, _ in SIZES[size]]
+    assert [(one.rows, one.cols) for one in seen] == [lines for _, lines in SIZES[size]]
+    rng = np.random.default_rng(5)
+    text = rng.integers(len(tiny_llava.SPECIALS), tiny.VOCABULARY, (len(seen) + 1, 6)).tolist()
+    ids = [1, *text[0]]
+    for picture, after in zip(seen, text[1:], strict=True):
+        ids += [IMAGE] * (spec.view_tokens + picture.rows * (picture.cols + 1)) + after
+    blind = [i for i in ids if i != IMAGE]
+    with torch.inference_mode():
+        logits = model(
+            input_ids=torch.tensor([ids]),
+            pixel_values=torch.cat([torch.from_numpy(p.feeds["pixel_values"]) for p in seen]),
+            image_sizes=torch.tensor([s for s, _ in SIZES[size]]),
+        ).logits[0]
+        blind_logits = model(input_ids=torch.tensor([blind])).logits[0]
+    state = {_saved_name(name): w.numpy() for name, w in model.state_dict().items()}
+    feeds = [p.feeds for p in seen]
+    return Case(spec, tiny.Held(state), ids, feeds, logits.numpy(), blind, blind_logits.numpy())
+
+
+def _saved_name(name: str) -> str:
+    """A module's name in memory -> in a checkpoint."""
+    if name == "lm_head.weight":
+        return f"language_model.{name}"
+    name = name.removeprefix("model.")
+    return name.replace("language_model.", "language_model.model.", 1)
+
+
+def run(truth: Case, spec: ModelSpec, weights: Any, cuts: tuple[int, ...]) -> NDArray[np.float32]:
+    reference = Reference(spec, Exact(weights), IMAGE)
+    visual = torch.cat([reference.encode(feeds) for feeds in truth.feeds])
+    hidden, used = [], 0
+    for begin, end in zip((0, *cuts), (*cuts, len(truth.ids)), strict=True):
+        chunk = truth.ids[begin:end]
+        rows = chunk.count(IMAGE)
+        hidden.append(reference.extend(chunk, visual[used : used + rows]))
+        used += rows
+    return reference.logits(torch.cat(hidden)).numpy()
+
+
+def difference(truth: Case, spec: ModelSpec | None = None, weights: Any = None) -> float:
+    spec, weights = spec or truth.spec, weights or truth.weights
+    seen = run(truth, spec, weights, ()) - truth.logits
+    reference = Reference(spec, Exact(weights), IMAGE)
+    blind = reference.logits(reference.prefill(truth.blind_ids)).numpy() - truth.blind_logits
+    return max(float(np.abs(seen).max()), float(np.abs(blind).max()))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_transformers(variant: str, size: str) -> None:
+    assert difference(case(variant, size)) < TOLERANCE
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_split_into_chunks_gives_the_same_logits(data: st.DataObject) -> None:
+    truth = case(ORDINARY, HARDEST)
+    cuts = tuple(sorted(data.draw(st.sets(st.integers(1, len(truth.ids) - 1), max_size=6))))
+    assert np.abs(run(truth, truth.spec, truth.weights, cuts) - truth.logits).max() < TOLERANCE
+
+
+# --- mutations -----------------------------------------------------------------------------------
+
+
+def with_vision(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    return replace(spec, vision=replace(spec.vision, **changes))
+
+
+def with_text(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    return replace(spec, text=replace(spec.text, **changes))
+
+
+SPEC_MUTATIONS: dict[str, tuple[str, Callable[[ModelSpec], ModelSpec]]] = {
+    "vision eps": ("faint", lambda s: with_vision(s, eps=1e-4)),
+    "vision activation": (ORDINARY, lambda s: with_vision(s, activation="gelu")),
+    "text eps": ("faint", lambda s: with_text(s, eps=1e-6)),
+    "text activation": (ORDINARY, lambda s: with_text(s, activation="gelu")),
+    "rope theta": (ORDINARY, lambda s: with_text(s, rope_theta=1e5)),
+    "biases of queries, keys and values": (ORDINARY, lambda s: with_text(s, qkv_bias=False)),
+}
+
+
+@pytest.mark.parametrize("mutation", SPEC_MUTATIONS)
+def test_a_wrong_number_fails_parity(mutation: str) -> None:
+    variant, change = SPEC_MUTATIONS[mutation]
+    truth = case(variant, HARDEST)
+    assert difference(truth, change(truth.spec)) > TOLERANCE
+
+
+def with_packing(feeds: dict[str, NDArray[Any]], change: Callable[..., Any]) -> dict[str, Any]:
+    rows, shares = change(feeds[PACKED_ROWS].copy(), feeds[PACKED_SHARES].copy())
+    return {**feeds, PACKED_ROWS: rows, PACKED_SHARES: shares}
+
+
+def base_last(rows: Any, shares: Any) -> Any:
+    return np.roll(rows, -16, axis=0), np.roll(shares, -16, axis=0)
+
+
+def no_ends(rows: Any, shares: Any) -> Any:
+    """Lines end with what stood before instead of the token that ends them."""
+    ends = rows[:, 0] % 17 == 0
+    rows[ends], shares[ends] = rows[np.flatnonzero(ends) - 1], shares[np.flatnonzero(ends) - 1]
+    return rows, shares
+
+
+def nearest(rows: Any, shares: Any) -> Any:
+    """Of the four places that a token lies between the one with the largest share alone."""
+    return rows, (np.arange(4) == shares.argmax(1)[:, None]).astype(np.float32)
+
+
+def crop_by_crop(rows: Any, shares: Any) -> Any:
+    """Tokens as crops have them, instead of lines across crops."""
+    lines = np.flatnonzero(rows[:, 0] >= 17)
+    order = lines[np.argsort(rows[lines, 0], kind="stable")]
+    rows[lines], shares[lines] = rows[order], shares[order]
+    return rows, shares
+
+
+PACKING_MUTATIONS = {
+    "the whole picture last": (HARDEST, base_last),
+    "no ends of lines": (HARDEST, no_ends),
+    "no interpolation": (HARDEST, nearest),
+    "crop by crop": ("padded above and below", crop_by_crop),
+}
+
+
+@pytest.mark.parametrize("mutation", PACKING_MUTATIONS)
+def test_a_wrong_packing_fails_parity(mutation: str) -> None:
+    size, change = PACKING_MUTATIONS[mutation]
+    truth = case(ORDINARY, size)
+    wrong = replace(truth, feeds=[with_packing(feeds, change) for feeds in truth.feeds])
+    assert difference(wrong) > TOLERANCE
+
+
+@pytest.mark.parametrize("size", ["padded at its sides", "padded above and below"])
+def test_padding_left_in_fails_parity(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same number of lines and tokens, of a canvas that is taken from its corner."""
+    truth, (((height, width), lines),) = case(ORDINARY, size), SIZES[size]
+
+    def corner(*_: int) -> tuple[range, range]:
+        return range(lines[0]), range(lines[1])
+
+    monkeypatch.setattr(anyres, "_filled", corner)
+    seen = prepare_anyres(canary_image(height, width), tiny_spec())
+    assert (seen.rows, seen.cols) == lines
+    assert difference(replace(truth, feeds=[seen.feeds])) > TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vision_tower.embeddings.patch_embedding.bias",
+        "vision_tower.encoder.layers.1.self_attn.v_proj.bias",
+        "vision_tower.encoder.layers.1.layer_norm2.weight",
+        "multi_modal_projector.linear_1.bias",
+        "multi_modal_projector.linear_2.bias",
+        "image_newline",
+        "language_model.model.layers.1.self_attn.k_proj.bias",
+        "language_model.model.layers.2.post_attention_layernorm.weight",
+    ],
+)
+def test_any_ignored_bias_or_norm_fails_parity(name: str) -> None:
+    truth = case(ORDINARY, HARDEST)
+    neutral = np.ones_like if name.endswith("weight") else np.zeros_like
+    mutated = tiny.Held({**truth.weights.arrays, name: neutral(truth.weights(name))})
+    assert difference(truth, weights=mutated) > TOLERANCE
+
+
+def test_the_norm_behind_the_tower_is_passed_by() -> None:
+    truth, name = case(ORDINARY, HARDEST), "vision_tower.post_layernorm.weight"
+    mutated = tiny.Held({**truth.weights.arrays, name: np.zeros_like(truth.weights(name))})
+    assert difference(truth, weights=mutated) < TOLERANCE
+
+
+# --- preprocessing -------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(height=st.integers(1, 120), width=st.integers(1, 120))
+def test_pixels_and_tokens_equal_the_processor(height: int, width: int) -> None:
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+    from transformers.models.llava_onevision.processing_llava_onevision import (
+        LlavaOnevisionProcessor,
+    )
+
+    spec = tiny_spec()
+    rgb = canary_image(height, width)
+    processor = LlavaOnevisionImageProcessorPil(**tiny_llava.PROCESSOR)
+    wanted = processor(rgb, return_tensors="np", input_data_format="channels_last")
+    found = preprocess(rgb, spec)
+    assert found.feeds["pixel_values"].shape == wanted["pixel_values"][0].shape
+    assert np.abs(found.feeds["pixel_values"] - wanted["pixel_values"][0]).max() < 1e-5
+    whole: Any = SimpleNamespace(
+        image_processor=processor,
+        num_image_tokens=spec.grid**2,
+        vision_aspect_ratio=f"anyres_max_{spec.most}",
+    )
+    whole._get_unpadded_features = lambda *a: LlavaOnevisionProcessor._get_unpadded_features(
+        whole, *a
+    )
+    tokens = LlavaOnevisionProcessor._get_number_of_features(
+        whole, height, width, spec.view, spec.view
+    )
+    assert len(found.feeds[PACKED_ROWS]) == tokens == 16 + found.rows * (found.cols + 1)
+    assert (found.rows, found.cols) == lines_of(height, width, spec)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    height=st.integers(1, 3000),
+    width=st.integers(1, 3000),
+    most=st.integers(1, 12),
+    grid=st.sampled_from([1, 2, 3, 4, 6, 9]),
+)
+def test_packing_is_what_the_model_does(height: int, width: int, most: int, grid: int) -> None:
+    """Of any picture, view and bound, as transformers packs features."""
+    from transformers import LlavaOnevisionModel
+
+    spec = replace(tiny_spec(), most=most, grid=grid)
+    places, shares, rows, cols = anyres._packed(height, width, spec)
+    canvas = anyres._canvas(height, width, spec)
+    high, wide = (side // VIEW for side in canvas)
+    # transformers fails where lines are shrunk to nothing; here they are none.
+    filled = anyres._filled(height, width, high * grid, wide * grid)
+    assume((rows and cols) or not all(filled))
+    rng = np.random.default_rng(height * width)
+    features = rng.standard_normal((1 + high * wide, grid**2, 3)).astype(np.float32)
+    end = rng.standard_normal(3).astype(np.float32)
+    config = SimpleNamespace(
+        vision_config=SimpleNamespace(image_size=VIEW, patch_size=VIEW // grid),
+        image_grid_pinpoints=tiny_llava.SIZES,
+    )
+    (wanted,), _ = LlavaOnevisionModel.pack_image_features(
+        cast(Any, SimpleNamespace(config=config)),
+        [torch.from_numpy(features)],
+        torch.tensor([[height, width]]),
+        torch.from_numpy(end),
+        f"anyres_max_{most}",
+    )
+    ends = np.broadcast_to(end, (len(features), 1, 3))
+    graph = np.concatenate([ends, features], axis=1).reshape(-1, 3)
+    views = Views([], (len(graph),), [graph], Packing(places, shares))
+    found = views.tokens(0, views.count)
+    assert found.shape == tuple(wanted.shape) and len(found) == grid**2 + rows * (cols + 1)
+    assert np.abs(found - wanted.numpy()).max() < 1e-5
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), height=st.integers(1, 120), width=st.integers(1, 120))
+def test_any_run_of_tokens_is_that_of_the_whole(
+    data: st.DataObject, height: int, width: int
+) -> None:
+    """However views are grouped, from the groups that it needs alone."""
+    feeds = prepare_anyres(np.zeros((height, width, 3), np.uint8), tiny_spec()).feeds
+    left, sizes = len(feeds["pixel_values"]), []
+    while left:
+        sizes.append(data.draw(st.integers(1, left)))
+        left -= sizes[-1]
+    sizes = [17 * size for size in sizes]
+    rng = np.random.default_rng(1)
+    graph = [rng.standard_normal((size, 5)).astype(np.float32) for size in sizes]
+    whole = Views([], tuple(sizes), [*graph], Packing.of(feeds))
+    begin = data.draw(st.integers(0, whole.count - 1))
+    end = data.draw(st.integers(begin + 1, whole.count))
+    needed = whole.groups(begin, end)
+    some: list[NDArray[np.float32] | None] = [
+        found if place in needed else None for place, found in enumerate(graph)
+    ]
+    part = Views([], tuple(sizes), some, Packing.of(feeds))
+    assert (part.tokens(begin, end) == whole.tokens(0, whole.count)[begin:end]).all()
+    for place in needed:  # none of them could be left out
+        part = replace(part, found=[None if i == place else f for i, f in enumerate(graph)])
+        if len(graph) > 1:
+            with pytest.raises(AssertionError, match="a group that is needed"):
+                part.tokens(begin, end)
+
+
+def test_the_first_tokens_need_the_first_view_alone() -> None:
+    feeds = prepare_anyres(canary_image(54, 40), tiny_spec()).feeds
+    views = Views([], (17,) * 10, [None] * 10, Packing.of(feeds))
+    assert views.groups(0, 16) == [0]
+    # A line of the upper crops lies across all three of them, and across none below.
+    assert views.groups(16, 22) == [1, 2, 3]
+    assert views.groups(0, views.count) == list(range(10))
+
+
+# --- config and prompt ---------------------------------------------------------------------------
+
+
+def test_configs_of_old_and_new_transformers_mean_the_same() -> None:
+    new = tiny_llava.make_model(tied=True).config.to_dict()
+    old = json.loads(json.dumps(new))
+    for key in ("projector_hidden_act", "multimodal_projector_bias", "vision_feature_layer"):
+        del old[key]
+    for key in ("vision_aspect_ratio", "vision_feature_select_strategy", "tie_word_embeddings"):
+        del old[key]
+    old["text_config"]["rope_theta"] = old["text_config"].pop("rope_parameters")["rope_theta"]
+    old["vision_aspect_ratio"] = "anyres_max_3"
+    configs = [HfConfig(value, "config.json") for value in (old, new)]
+    specs = [llava_onevision.read_spec(config) for config in configs]
+    assert specs[0] == specs[1] and specs[0].text.tie_word_embeddings
+    assert anyres_spec(configs[0]) == anyres_spec(configs[1])
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        (None, "projector_hidden_act", "relu", "'projector_hidden_act' is 'relu'"),
+        (None, "multimodal_projector_bias", False, "'multimodal_projector_bias' is False"),
+        (None, "vision_feature_layer", -2, "'vision_feature_layer' is -2"),
+        (None, "vision_feature_select_strategy", "default", "strategy' is 'default'"),
+        (None, "vision_aspect_ratio", "pad", "'vision_aspect_ratio' is 'pad', only 'anyres_max_N'"),
+        (None, "vision_aspect_ratio", "anyres", "'vision_aspect_ratio' is 'anyres'"),
+        (None, "vision_aspect_ratio", "anyres_max_0", "N must be from 1"),
+        (None, "image_grid_pinpoints", [[18, 18]], "differs from that of config.json"),
+        ("text_config", "model_type", "llama", "'model_type' is 'llama'"),
+        ("text_config", "hidden_act", "gelu", "'hidden_act' is 'gelu'"),
+        ("text_config", "use_sliding_window", True, "'use_sliding_window' is True"),
+        ("text_config", "rope_scaling", {"type": "yarn"}, "'rope_scaling' is"),
+        ("text_config", "rope_parameters", {"rope_type": "yarn"}, "'rope_type' is 'yarn'"),
+        ("vision_config", "model_type", "clip_vision_model", "'model_type' is 'clip_vision"),
+        ("vision_config", "hidden_act", "gelu", "'hidden_act' is 'gelu'"),
+        ("vision_config", "num_channels", 4, "'num_channels' is 4"),
+        ("vision_config", "vision_use_head", True, "'vision_use_head' is True"),
+        ("vision_config", "image_size", 24, "makes views of 18 x 18 pixels, config.json means 24"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(
+    section: str | None, key: str, value: object, message: str
+) -> None:
+    config = tiny_llava.make_model().config.to_dict()
+    (config if section is None else config[section])[key] = value
+    with pytest.raises(ExportError, match=message):
+        anyres_spec(HfConfig(config, "config.json"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("do_center_crop", True, "'do_center_crop' is True"),
+        ("crop_size", {"height": 9, "width": 9}, "'crop_size' is"),
+        ("size", {"shortest_edge": 18}, "'height' is missing"),
+        ("resample", 9, "'resample' is 9"),
+        ("image_mean", [0.5], "'image_mean' must be three numbers"),
+    ],
+)
+def test_a_processor_that_does_otherwise_is_refused_by_name(
+    key: str, value: object, message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        anyres_spec(config_of(tiny_llava.make_model()), **{key: value})
+
+
+@pytest.mark.parametrize("sizes", [[], [[18]], [[18, 20]], [[0, 18]], [["18", 18]], [[18, 9000]]])
+def test_canvases_that_are_none_are_refused(sizes: Any) -> None:
+    config = tiny_llava.make_model().config.to_dict() | {"image_grid_pinpoints": sizes}
+    if sizes:  # none means those that transformers has by default
+        with pytest.raises(ExportError, match="'image_grid_pinpoints': .*is not a height and"):
+            anyres_spec(HfConfig(config, "config.json"), image_grid_pinpoints=sizes)
+    value = tiny_spec().to_json() | {"sizes": sizes}
+    with pytest.raises(BundleError, match=r"preprocessing\.sizes"):
+        AnyResSpec.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("view", 0), ("view", 5000), ("grid", 0), ("grid", 19), ("most", 0), ("most", 10**9)],
+)
+def test_numbers_that_no_picture_can_be_cut_by_are_refused(field: str, value: int) -> None:
+    spec = tiny_spec()
+    assert AnyResSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    with pytest.raises(BundleError, match=f"preprocessing.{field}"):
+        AnyResSpec.from_json(spec.to_json() | {field: value})
+
+
+def test_the_image_token_of_both_keys_must_be_the_tokenizers() -> None:
+    prompts, _ = _prompts()
+    for key in ("image_token_index", "image_token_id"):
+        with pytest.raises(ExportError, match=f"'{key}' is 77"):
+            llava_onevision.tokens_record(
+                prompts.tokenizer, HfConfig({key: 77, "text_config": {}}, "config.json")
+            )
+
+
+CHAT = "<|im_start|>user {image}\n{question}<|im_end|><|im_start|>assistant\n"
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(condition=st.text(st.characters(exclude_characters="<", exclude_categories=("Cs",))))
+def test_the_seam_is_the_same_for_any_condition(condition: str) -> None:
+    prompts, plain = _prompts()
+    question = f"Is {condition} visible?"
+    image = "<image>" * (16 + 2 * 4)
+    whole = plain.encode(CHAT.format(image=image, question=question)).ids
+    assert prompts.prefix_ids(2, 3) + prompts.branch_ids(condition) == whole
+    blind = plain.encode(CHAT.format(image="", question=question)).ids
+    assert prompts.blind_ids(condition) == blind
+    assert prompts.prefix_positions(2, 3) is None
+    two = plain.encode(CHAT.format(image=image * 2, question=question)).ids
+    both = prompts.prefix_ids(2, 3) + prompts.image_ids(2, 3, first=False)
+    assert both + prompts.branch_ids(condition) == two
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    before=st.text(max_size=4),
+    special=st.sampled_from(tiny_llava.SPECIALS),
+    after=st.text(max_size=4),
+)
+def test_special_tokens_in_user_text_are_text(before: str, special: str, after: str) -> None:
+    prompts, _ = _prompts()
+    text, tail = before + special + after, len(prompts.record.tail)
+    for ids in (prompts.branch_ids(text), prompts.request_ids(text)):
+        assert ids[:-tail] and min(ids[:-tail]) >= len(tiny_llava.SPECIALS)
+    blind = prompts.blind_ids(text)[len(prompts.record.blind_head) : -tail]
+    assert IMAGE not in blind
+
+
+@cache
+def _prompts() -> tuple[Prompts, Any]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        plain = tiny.make_tokenizer(path, tiny_llava.SPECIALS)
+        tokenizer = Tokenizer(path)
+    spec, template = case(ORDINARY, "one crop").spec, "Is {condition} visible?"
+    record = llava_onevision.prompt_record(tokenizer, spec, tiny_spec(), template)
+    return Prompts(record, IMAGE, lambda: tokenizer), plain
+
+
+# --- the whole way -------------------------------------------------------------------------------
+
+
+RECIPES = ("exact", "w8", "small", "fast")
+BRANCHES = [[70, 71, 72], [90], [60, 61, 62, 63, 64, 65, 66]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("llava")
+    tiny_llava.make_checkpoint(root / "checkpoint", dtype="bfloat16", tied=True)
+    for recipe in RECIPES:
+        export(root / "checkpoint", root / recipe, recipe=recipe)
+    export(root / "checkpoint", root / "parts", recipe="exact", cut=Cut(3))
+    return {name: root / name for name in ("checkpoint", *RECIPES, "parts")}
+
+
+def prefilled(folder: Path, chunk: int = 512, ahead: bool = True) -> tuple[Engine, Any]:
+    bundle = Bundle.open(folder, unsealed=True)
+    engine = Engine.open(bundle, Settings(1, chunk))
+    seen = preprocess(canary_image(54, 40), image_spec(bundle.manifest.preprocessing))
+    ids = Prompts.of(bundle).prefix_ids(seen.rows, seen.cols)
+    visual = engine.encode_image(seen.feeds) if ahead else engine.views(seen.feeds)
+    return engine, engine.prefill(ids, visual)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_graphs_equal_the_reference(folders: dict[str, Path], recipe: str) -> None:
+    bundle = Bundle.open(folders[recipe], unsealed=True)
+    error = graph_error(bundle, Engine.open(bundle, threads=1))
+    assert error < {"exact": 1e-4, "fast": recipe_named("fast").tolerance}.get(recipe, 1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["exact", "w8", "small"])
+def test_packed_and_chunked_are_the_same_judge(folders: dict[str, Path], recipe: str) -> None:
+    engine, prefix = prefilled(folders[recipe])
+    alone = engine.label_probabilities(engine.score(prefix, BRANCHES, packed=False))
+    packed = engine.label_probabilities(engine.score(prefix, BRANCHES))
+    assert np.abs(packed - alone).max() < 1e-5
+    for ahead in (True, False):
+        small, prefix = prefilled(folders[recipe], 7, ahead)
+        found = small.label_probabilities(small.score(prefix, BRANCHES))
+        assert np.abs(found - alone).max() < 1e-5
+
+
+def test_parts_are_the_whole(folders: dict[str, Path]) -> None:
+    whole, prefix = prefilled(folders["exact"])
+    parts, other = prefilled(folders["parts"])
+    assert (whole.score(prefix, BRANCHES) == parts.score(other, BRANCHES)).all()
+
+
+def test_passes_wait_for_the_crops_that_they_need(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view to a group: the first passes may begin when the whole picture is encoded."""
+    monkeypatch.setattr(stages, "PATCHES", 16)
+    engine, prefix = prefilled(folders["exact"], chunk=8)
+    wanted = engine.score(prefix, BRANCHES)
+    seen = preprocess(canary_image(54, 40), image_spec(engine.bundle.manifest.preprocessing))
+    views = engine.views(seen.feeds)
+    assert views.sizes == (17,) * 10 and views.count == 16 + 8 * 6
+    needed: list[list[int]] = []
+    original = stages.Stages.run
+
+    def watched(self: Any, trace: Any, cache: Any, passes: Any, *more: Any) -> None:
+        needed.extend(list(one.views) for one in passes)
+        original(self, trace, cache, passes, *more)
+
+    monkeypatch.setattr(stages.Stages, "run", watched)
+    prefix = engine.prefill(Prompts.of(engine.bundle).prefix_ids(seen.rows, seen.cols), views)
+    assert needed[:2] == [[0], [0]] and needed[-1][-1] == 9
+    assert all(after[-1] >= before[-1] for before, after in pairwise(needed))
+    assert np.abs(engine.score(prefix, BRANCHES) - wanted).max() < 1e-5
+
+
+def test_crops_can_be_bounded_at_export(tmp_path: Path) -> None:
+    checkpoint = tiny_llava.make_checkpoint(tmp_path / "checkpoint")
+    image = open_checkpoint(checkpoint, 2 * 18 * 18).image
+    assert isinstance(image, AnyResSpec) and sorted(image.sizes) == [(18, 18), (18, 36), (36, 18)]
+    assert len(prepare_anyres(canary_image(400, 300), image).feeds["pixel_values"]) <= 3
+    with pytest.raises(ExportError, match="the limit is 100 pixels, .* to at least 324"):
+        open_checkpoint(checkpoint, 100)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_are_found_by_the_names_that_older_versions_gave_them(
+    tmp_path: Path, tied: bool
+) -> None:
+    new, old = (
+        tiny_llava.make_checkpoint(tmp_path / name, tied=tied, text_layers=1)
+        for name in ("new", "old")
+    )
+    arrays = load_file(old / "model.safetensors")
+    renamed = {
+        n.replace("vision_tower.", "vision_tower.vision_model."): a for n, a in arrays.items()
+    }
+    assert sum(".vision_model." in name for name in renamed) == 5 + 2 * 16
+    save_file(renamed, old / "model.safetensors")
+    wanted, found = open_checkpoint(new).weights, open_checkpoint(old).weights
+    assert found.parameters == wanted.parameters
+    for name in arrays:
+        assert (found(name) == wanted(name)).all()
+    save_file(
+        {**renamed, "vision_tower.vision_model.head": arrays["image_newline"]},
+        old / "model.safetensors",
+    )
+    with pytest.raises(ExportError, match="unexpected weight vision_tower.vision_model.head"):
+        open_checkpoint(old)
