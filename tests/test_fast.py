@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge.bundle import Bundle, Manifest
 from edgejudge.errors import ProviderError
@@ -24,7 +25,11 @@ from edgejudge.runtime.sliced import SlicedEngine
 from one_layer import NAME, run_layer
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {
+    "smolvlm": tiny,
+    "qwen2_5_vl": tiny_qwen,
+    "llava_onevision": tiny_llava,
+}
 NANO = Path(__file__).parent.parent / "models" / "nano"
 
 

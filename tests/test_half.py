@@ -23,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.errors import ExportError
@@ -48,7 +49,11 @@ from edgejudge.runtime.placement import Device
 from outliers import _inputs, pictures_of
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {
+    "smolvlm": tiny,
+    "qwen2_5_vl": tiny_qwen,
+    "llava_onevision": tiny_llava,
+}
 HUGE = 1e4
 ULP = 2.0**-11  # half the distance of two floats of 16 bits, of the lower one
 LEAST = 2.0**-13  # of a peak and of a root, as gpu_ops has it
@@ -171,8 +176,9 @@ def massive(opened: Checkpoint) -> Checkpoint:
     table = held[opened.family.EMBEDDINGS]
     for token in (opened.prompt.head[0], opened.tokens.end_of_turn):
         table[token, 5] = HUGE
-    if opened.spec.family == "smolvlm":
-        held["model.vision_model.embeddings.position_embedding.weight"][[0, 7], 3] = HUGE
+    positions = [name for name in names if name.endswith("position_embedding.weight")]
+    if positions:
+        held[positions[0]][[0, 7], 3] = HUGE
     else:  # it has no positions: a neuron of the first layer that fires on patches like the first
         (gate,) = (name for name in names if name.endswith("visual.blocks.0.mlp.gate_proj.weight"))
         patch = _inputs(opened, [gate])[gate][0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge import Judge, Policy
 from edgejudge.bundle import Bundle
@@ -29,7 +30,11 @@ from edgejudge.runtime import Engine
 from edgejudge.runtime.embeddings import Embeddings
 from edgejudge.runtime.sliced import Request, SlicedEngine
 
-FAMILIES = {"smolvlm": tiny.make_checkpoint, "qwen2_5_vl": tiny_qwen.make_checkpoint}
+FAMILIES = {
+    "smolvlm": tiny.make_checkpoint,
+    "qwen2_5_vl": tiny_qwen.make_checkpoint,
+    "llava_onevision": tiny_llava.make_checkpoint,
+}
 BAND = 5e-2  # on label logits: a last bit may become a level of a key
 BRANCHES = [[70, 71, 90], [70, 71, 91, 92], [80], [81, 82, 83, 84, 85]]
 torch.set_num_threads(1)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.export import (
@@ -44,7 +45,11 @@ from edgejudge.runtime.replica import Replica
 from edgejudge.runtime.views import static_groups
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {
+    "smolvlm": tiny,
+    "qwen2_5_vl": tiny_qwen,
+    "llava_onevision": tiny_llava,
+}
 RECIPES = ("exact", "w8", "fast")
 TARGETS = ("cpu", "gpu", "npu", "npu:a16w4")
 # How far a label logit may be from the reference over the same weights; logits reach 4. Measured

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge.bundle import KvRecord, PartRecord
 from edgejudge.export import Checkpoint, Exact, Plan, Reference, open_checkpoint, recipe_named
@@ -28,7 +29,11 @@ from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.replica import Replica
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {
+    "smolvlm": tiny,
+    "qwen2_5_vl": tiny_qwen,
+    "llava_onevision": tiny_llava,
+}
 NAME = "layers.1.up_proj.weight"
 
 

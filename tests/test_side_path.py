@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import outliers
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge.export import (
     Checkpoint,
@@ -32,7 +33,11 @@ from one_layer import NAME, run_layer
 
 torch.set_num_threads(1)
 NANO = Path(__file__).parent.parent / "models" / "nano"
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {
+    "smolvlm": tiny,
+    "qwen2_5_vl": tiny_qwen,
+    "llava_onevision": tiny_llava,
+}
 
 
 def plan_with(columns: tuple[int, ...]) -> Plan:

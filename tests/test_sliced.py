@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge import BundleError, Judge, Policy
 from edgejudge.bundle import Bundle
@@ -37,7 +38,11 @@ rules:
   - {id: drinks, text: t, category: c, conditions: [beer]}
 """
 )
-FAMILIES = {"smolvlm": tiny.make_checkpoint, "qwen2_5_vl": tiny_qwen.make_checkpoint}
+FAMILIES = {
+    "smolvlm": tiny.make_checkpoint,
+    "qwen2_5_vl": tiny_qwen.make_checkpoint,
+    "llava_onevision": tiny_llava.make_checkpoint,
+}
 torch.set_num_threads(1)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge.export import (
     CalibrationPicture,
@@ -25,7 +26,11 @@ from edgejudge.models.image import canary_image
 from outliers import scaled_channels
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {
+    "smolvlm": tiny,
+    "qwen2_5_vl": tiny_qwen,
+    "llava_onevision": tiny_llava,
+}
 TEXTS = ("a knife", "beer", "a dog", "written text")
 
 
@@ -66,7 +71,7 @@ def test_every_place_of_the_forward_pass_is_found(
     assert found[attention[2], 0, repeat] == (attention[3],)
     assert found[after, 0, 1] == (f"{stem}mlp.gate_proj.weight", f"{stem}mlp.up_proj.weight")
     assert found[f"{stem}mlp.up_proj.weight", 0, 1] == (f"{stem}mlp.down_proj.weight",)
-    tower = 3 if family == "smolvlm" else 4  # a fused qkv has v's rows last
+    tower = 4 if family == "qwen2_5_vl" else 3  # a fused qkv has v's rows last
     assert len(found) == 4 * spec.text.layers + tower * spec.vision.layers
     if family == "qwen2_5_vl":
         assert found["visual.blocks.1.attn.qkv.weight", 2 * spec.vision.hidden, 1] == (

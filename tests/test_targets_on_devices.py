@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import on_devices as od
 import real_devices as rd
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge import Judge
 from edgejudge.bundle import Bundle, FileRecord, read_manifest, sha256_of_file
@@ -50,7 +51,11 @@ pytestmark = pytest.mark.skipif(
     not od.MUST, reason="needs a GPU and an NPU, or their simulators: `make providers`"
 )
 torch.set_num_threads(2)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {
+    "smolvlm": tiny,
+    "qwen2_5_vl": tiny_qwen,
+    "llava_onevision": tiny_llava,
+}
 TARGET = {"float32.plain": "gpu", "a16w8": "npu", "a16w4": "npu"}
 # How far label logits, which reach 4, may be from the reference over the same weights.
 LIMITS = {"float32.plain": 1e-3, "a16w8": 4e-2, "a16w4": 4e-2}

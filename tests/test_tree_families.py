@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.export import export
@@ -22,7 +23,11 @@ from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.models.prompt import Prompts
 from edgejudge.runtime import Engine
 
-FAMILIES = {"smolvlm": tiny.make_checkpoint, "qwen2_5_vl": tiny_qwen.make_checkpoint}
+FAMILIES = {
+    "smolvlm": tiny.make_checkpoint,
+    "qwen2_5_vl": tiny_qwen.make_checkpoint,
+    "llava_onevision": tiny_llava.make_checkpoint,
+}
 # Random weights: in `fast` a last bit that becomes a level of an activation has been seen to move a
 # probability by 0.021 (one example of many hundreds, on an EPYC 7003, which has no VNNI).
 BANDS = {"exact": 1e-5, "w8": 1e-5, "small": 1e-5, "fast": 4e-2}
