@@ -25,7 +25,8 @@ __all__ = ["AnyResSpec", "lines_of", "prepare_anyres", "read_anyres_spec"]
 
 _MAX_SIDE = 4096  # of a canvas in pixels
 _MAX_SIZES = 4096
-_MAX_MOST = 1024
+_MAX_MOST = 64
+_MAX_GRID = 64  # views along one side of a canvas
 _SLACK = 1.1  # lines are shrunk where their side is longer than allowed by more than this
 _SIZE = {"height": 384, "width": 384}
 _DEFAULT_SIZES = [[384 * down, 384 * across] for down in range(1, 7) for across in range(1, 7)]
@@ -79,7 +80,8 @@ def _sizes_problem(sizes: Any, view: int) -> str:
         return f"there are {len(sizes)} of them, expected 1 to {_MAX_SIZES}"
     for size in sizes:
         sides = list(size) if isinstance(size, (list, tuple)) else []
-        whole = all(type(n) is int and 0 < n <= _MAX_SIDE and n % view == 0 for n in sides)
+        most = min(_MAX_SIDE, _MAX_GRID * view)
+        whole = all(type(n) is int and 0 < n <= most and n % view == 0 for n in sides)
         if len(sides) != 2 or not whole:
             return f"{size!r:.60} is not a height and a width, each of whole views of {view} pixels"
     return ""

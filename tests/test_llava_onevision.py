@@ -1,18 +1,16 @@
 """LLaVA-OneVision against transformers: pixels, packing, logits, prompts, bundles."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -20,20 +18,18 @@ from safetensors.numpy import load_file, save_file
 import tiny
 import tiny_llava
 from edgejudge.bundle import Bundle
-from edgejudge.errors import BundleError, ExportError
+from edgejudge.errors import ExportError
 from edgejudge.export import Cut, Exact, Reference, export, open_checkpoint
 from edgejudge.export.recipe import recipe_named
 from edgejudge.goldens import graph_error
 from edgejudge.models import anyres, llava_onevision
-from edgejudge.models.anyres import AnyResSpec, lines_of, prepare_anyres
+from edgejudge.models.anyres import AnyResSpec, prepare_anyres
 from edgejudge.models.hf_config import HfConfig
 from edgejudge.models.image import canary_image, image_spec, preprocess
-from edgejudge.models.packing import PACKED_ROWS, PACKED_SHARES, Packing
+from edgejudge.models.packing import PACKED_ROWS, PACKED_SHARES
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.spec import ModelSpec
-from edgejudge.models.tokenizer import Tokenizer
 from edgejudge.runtime import Engine, Settings, stages
-from edgejudge.runtime.views import Views
 
 torch.set_num_threads(1)
 IMAGE, VIEW = tiny_llava.IMAGE, tiny_llava.VIEW
@@ -62,14 +58,9 @@ def config_of(model: Any) -> HfConfig:
     return HfConfig(model.config.to_dict(), "config.json")
 
 
-def anyres_spec(model: HfConfig, **changes: Any) -> AnyResSpec:
-    processor = HfConfig({**tiny_llava.PROCESSOR, **changes}, "preprocessor_config.json")
-    return llava_onevision.read_image_spec(processor, llava_onevision.read_spec(model), model)
-
-
 @cache
 def tiny_spec() -> AnyResSpec:
-    return anyres_spec(config_of(tiny_llava.make_model()))
+    return tiny_llava.make_spec(config_of(tiny_llava.make_model()))
 
 
 @dataclass(frozen=True)
@@ -260,265 +251,6 @@ def test_the_norm_behind_the_tower_is_passed_by() -> None:
     truth, name = case(ORDINARY, HARDEST), "vision_tower.post_layernorm.weight"
     mutated = tiny.Held({**truth.weights.arrays, name: np.zeros_like(truth.weights(name))})
     assert difference(truth, weights=mutated) < TOLERANCE
-
-
-# --- preprocessing -------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(height=st.integers(1, 120), width=st.integers(1, 120))
-def test_pixels_and_tokens_equal_the_processor(height: int, width: int) -> None:
-    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-        LlavaOnevisionImageProcessorPil,
-    )
-    from transformers.models.llava_onevision.processing_llava_onevision import (
-        LlavaOnevisionProcessor,
-    )
-
-    spec = tiny_spec()
-    rgb = canary_image(height, width)
-    processor = LlavaOnevisionImageProcessorPil(**tiny_llava.PROCESSOR)
-    wanted = processor(rgb, return_tensors="np", input_data_format="channels_last")
-    found = preprocess(rgb, spec)
-    assert found.feeds["pixel_values"].shape == wanted["pixel_values"][0].shape
-    assert np.abs(found.feeds["pixel_values"] - wanted["pixel_values"][0]).max() < 1e-5
-    whole: Any = SimpleNamespace(
-        image_processor=processor,
-        num_image_tokens=spec.grid**2,
-        vision_aspect_ratio=f"anyres_max_{spec.most}",
-    )
-    whole._get_unpadded_features = lambda *a: LlavaOnevisionProcessor._get_unpadded_features(
-        whole, *a
-    )
-    tokens = LlavaOnevisionProcessor._get_number_of_features(
-        whole, height, width, spec.view, spec.view
-    )
-    assert len(found.feeds[PACKED_ROWS]) == tokens == 16 + found.rows * (found.cols + 1)
-    assert (found.rows, found.cols) == lines_of(height, width, spec)
-
-
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(
-    height=st.integers(1, 3000),
-    width=st.integers(1, 3000),
-    most=st.integers(1, 12),
-    grid=st.sampled_from([1, 2, 3, 4, 6, 9]),
-)
-def test_packing_is_what_the_model_does(height: int, width: int, most: int, grid: int) -> None:
-    """Of any picture, view and bound, as transformers packs features."""
-    from transformers import LlavaOnevisionModel
-
-    spec = replace(tiny_spec(), most=most, grid=grid)
-    places, shares, rows, cols = anyres._packed(height, width, spec)
-    canvas = anyres._canvas(height, width, spec)
-    high, wide = (side // VIEW for side in canvas)
-    # transformers fails where lines are shrunk to nothing; here they are none.
-    filled = anyres._filled(height, width, high * grid, wide * grid)
-    assume((rows and cols) or not all(filled))
-    rng = np.random.default_rng(height * width)
-    features = rng.standard_normal((1 + high * wide, grid**2, 3)).astype(np.float32)
-    end = rng.standard_normal(3).astype(np.float32)
-    config = SimpleNamespace(
-        vision_config=SimpleNamespace(image_size=VIEW, patch_size=VIEW // grid),
-        image_grid_pinpoints=tiny_llava.SIZES,
-    )
-    (wanted,), _ = LlavaOnevisionModel.pack_image_features(
-        cast(Any, SimpleNamespace(config=config)),
-        [torch.from_numpy(features)],
-        torch.tensor([[height, width]]),
-        torch.from_numpy(end),
-        f"anyres_max_{most}",
-    )
-    ends = np.broadcast_to(end, (len(features), 1, 3))
-    graph = np.concatenate([ends, features], axis=1).reshape(-1, 3)
-    views = Views([], (len(graph),), [graph], Packing(places, shares))
-    found = views.tokens(0, views.count)
-    assert found.shape == tuple(wanted.shape) and len(found) == grid**2 + rows * (cols + 1)
-    assert np.abs(found - wanted.numpy()).max() < 1e-5
-
-
-@settings(max_examples=80, deadline=None)
-@given(data=st.data(), height=st.integers(1, 120), width=st.integers(1, 120))
-def test_any_run_of_tokens_is_that_of_the_whole(
-    data: st.DataObject, height: int, width: int
-) -> None:
-    """However views are grouped, from the groups that it needs alone."""
-    feeds = prepare_anyres(np.zeros((height, width, 3), np.uint8), tiny_spec()).feeds
-    left, sizes = len(feeds["pixel_values"]), []
-    while left:
-        sizes.append(data.draw(st.integers(1, left)))
-        left -= sizes[-1]
-    sizes = [17 * size for size in sizes]
-    rng = np.random.default_rng(1)
-    graph = [rng.standard_normal((size, 5)).astype(np.float32) for size in sizes]
-    whole = Views([], tuple(sizes), [*graph], Packing.of(feeds))
-    begin = data.draw(st.integers(0, whole.count - 1))
-    end = data.draw(st.integers(begin + 1, whole.count))
-    needed = whole.groups(begin, end)
-    some: list[NDArray[np.float32] | None] = [
-        found if place in needed else None for place, found in enumerate(graph)
-    ]
-    part = Views([], tuple(sizes), some, Packing.of(feeds))
-    assert (part.tokens(begin, end) == whole.tokens(0, whole.count)[begin:end]).all()
-    for place in needed:  # none of them could be left out
-        part = replace(part, found=[None if i == place else f for i, f in enumerate(graph)])
-        if len(graph) > 1:
-            with pytest.raises(AssertionError, match="a group that is needed"):
-                part.tokens(begin, end)
-
-
-def test_the_first_tokens_need_the_first_view_alone() -> None:
-    feeds = prepare_anyres(canary_image(54, 40), tiny_spec()).feeds
-    views = Views([], (17,) * 10, [None] * 10, Packing.of(feeds))
-    assert views.groups(0, 16) == [0]
-    # A line of the upper crops lies across all three of them, and across none below.
-    assert views.groups(16, 22) == [1, 2, 3]
-    assert views.groups(0, views.count) == list(range(10))
-
-
-# --- config and prompt ---------------------------------------------------------------------------
-
-
-def test_configs_of_old_and_new_transformers_mean_the_same() -> None:
-    new = tiny_llava.make_model(tied=True).config.to_dict()
-    old = json.loads(json.dumps(new))
-    for key in ("projector_hidden_act", "multimodal_projector_bias", "vision_feature_layer"):
-        del old[key]
-    for key in ("vision_aspect_ratio", "vision_feature_select_strategy", "tie_word_embeddings"):
-        del old[key]
-    old["text_config"]["rope_theta"] = old["text_config"].pop("rope_parameters")["rope_theta"]
-    old["vision_aspect_ratio"] = "anyres_max_3"
-    configs = [HfConfig(value, "config.json") for value in (old, new)]
-    specs = [llava_onevision.read_spec(config) for config in configs]
-    assert specs[0] == specs[1] and specs[0].text.tie_word_embeddings
-    assert anyres_spec(configs[0]) == anyres_spec(configs[1])
-
-
-@pytest.mark.parametrize(
-    ("section", "key", "value", "message"),
-    [
-        (None, "projector_hidden_act", "relu", "'projector_hidden_act' is 'relu'"),
-        (None, "multimodal_projector_bias", False, "'multimodal_projector_bias' is False"),
-        (None, "vision_feature_layer", -2, "'vision_feature_layer' is -2"),
-        (None, "vision_feature_select_strategy", "default", "strategy' is 'default'"),
-        (None, "vision_aspect_ratio", "pad", "'vision_aspect_ratio' is 'pad', only 'anyres_max_N'"),
-        (None, "vision_aspect_ratio", "anyres", "'vision_aspect_ratio' is 'anyres'"),
-        (None, "vision_aspect_ratio", "anyres_max_0", "N must be from 1"),
-        (None, "image_grid_pinpoints", [[18, 18]], "differs from that of config.json"),
-        ("text_config", "model_type", "llama", "'model_type' is 'llama'"),
-        ("text_config", "hidden_act", "gelu", "'hidden_act' is 'gelu'"),
-        ("text_config", "use_sliding_window", True, "'use_sliding_window' is True"),
-        ("text_config", "rope_scaling", {"type": "yarn"}, "'rope_scaling' is"),
-        ("text_config", "rope_parameters", {"rope_type": "yarn"}, "'rope_type' is 'yarn'"),
-        ("vision_config", "model_type", "clip_vision_model", "'model_type' is 'clip_vision"),
-        ("vision_config", "hidden_act", "gelu", "'hidden_act' is 'gelu'"),
-        ("vision_config", "num_channels", 4, "'num_channels' is 4"),
-        ("vision_config", "vision_use_head", True, "'vision_use_head' is True"),
-        ("vision_config", "image_size", 24, "makes views of 18 x 18 pixels, config.json means 24"),
-    ],
-)
-def test_what_is_not_supported_is_refused_by_name(
-    section: str | None, key: str, value: object, message: str
-) -> None:
-    config = tiny_llava.make_model().config.to_dict()
-    (config if section is None else config[section])[key] = value
-    with pytest.raises(ExportError, match=message):
-        anyres_spec(HfConfig(config, "config.json"))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("do_center_crop", True, "'do_center_crop' is True"),
-        ("crop_size", {"height": 9, "width": 9}, "'crop_size' is"),
-        ("size", {"shortest_edge": 18}, "'height' is missing"),
-        ("resample", 9, "'resample' is 9"),
-        ("image_mean", [0.5], "'image_mean' must be three numbers"),
-    ],
-)
-def test_a_processor_that_does_otherwise_is_refused_by_name(
-    key: str, value: object, message: str
-) -> None:
-    with pytest.raises(ExportError, match=message):
-        anyres_spec(config_of(tiny_llava.make_model()), **{key: value})
-
-
-@pytest.mark.parametrize("sizes", [[], [[18]], [[18, 20]], [[0, 18]], [["18", 18]], [[18, 9000]]])
-def test_canvases_that_are_none_are_refused(sizes: Any) -> None:
-    config = tiny_llava.make_model().config.to_dict() | {"image_grid_pinpoints": sizes}
-    if sizes:  # none means those that transformers has by default
-        with pytest.raises(ExportError, match="'image_grid_pinpoints': .*is not a height and"):
-            anyres_spec(HfConfig(config, "config.json"), image_grid_pinpoints=sizes)
-    value = tiny_spec().to_json() | {"sizes": sizes}
-    with pytest.raises(BundleError, match=r"preprocessing\.sizes"):
-        AnyResSpec.from_json(value)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("view", 0), ("view", 5000), ("grid", 0), ("grid", 19), ("most", 0), ("most", 10**9)],
-)
-def test_numbers_that_no_picture_can_be_cut_by_are_refused(field: str, value: int) -> None:
-    spec = tiny_spec()
-    assert AnyResSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
-    with pytest.raises(BundleError, match=f"preprocessing.{field}"):
-        AnyResSpec.from_json(spec.to_json() | {field: value})
-
-
-def test_the_image_token_of_both_keys_must_be_the_tokenizers() -> None:
-    prompts, _ = _prompts()
-    for key in ("image_token_index", "image_token_id"):
-        with pytest.raises(ExportError, match=f"'{key}' is 77"):
-            llava_onevision.tokens_record(
-                prompts.tokenizer, HfConfig({key: 77, "text_config": {}}, "config.json")
-            )
-
-
-CHAT = "<|im_start|>user {image}\n{question}<|im_end|><|im_start|>assistant\n"
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(condition=st.text(st.characters(exclude_characters="<", exclude_categories=("Cs",))))
-def test_the_seam_is_the_same_for_any_condition(condition: str) -> None:
-    prompts, plain = _prompts()
-    question = f"Is {condition} visible?"
-    image = "<image>" * (16 + 2 * 4)
-    whole = plain.encode(CHAT.format(image=image, question=question)).ids
-    assert prompts.prefix_ids(2, 3) + prompts.branch_ids(condition) == whole
-    blind = plain.encode(CHAT.format(image="", question=question)).ids
-    assert prompts.blind_ids(condition) == blind
-    assert prompts.prefix_positions(2, 3) is None
-    two = plain.encode(CHAT.format(image=image * 2, question=question)).ids
-    both = prompts.prefix_ids(2, 3) + prompts.image_ids(2, 3, first=False)
-    assert both + prompts.branch_ids(condition) == two
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    before=st.text(max_size=4),
-    special=st.sampled_from(tiny_llava.SPECIALS),
-    after=st.text(max_size=4),
-)
-def test_special_tokens_in_user_text_are_text(before: str, special: str, after: str) -> None:
-    prompts, _ = _prompts()
-    text, tail = before + special + after, len(prompts.record.tail)
-    for ids in (prompts.branch_ids(text), prompts.request_ids(text)):
-        assert ids[:-tail] and min(ids[:-tail]) >= len(tiny_llava.SPECIALS)
-    blind = prompts.blind_ids(text)[len(prompts.record.blind_head) : -tail]
-    assert IMAGE not in blind
-
-
-@cache
-def _prompts() -> tuple[Prompts, Any]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        plain = tiny.make_tokenizer(path, tiny_llava.SPECIALS)
-        tokenizer = Tokenizer(path)
-    spec, template = case(ORDINARY, "one crop").spec, "Is {condition} visible?"
-    record = llava_onevision.prompt_record(tokenizer, spec, tiny_spec(), template)
-    return Prompts(record, IMAGE, lambda: tokenizer), plain
 
 
 # --- the whole way -------------------------------------------------------------------------------

@@ -5,16 +5,21 @@ and refused by name where the context cannot hold them.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import Qwen2_5_VLForConditionalGeneration, SmolVLMForConditionalGeneration
+from transformers import (
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLForConditionalGeneration,
+    SmolVLMForConditionalGeneration,
+)
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge import Judge
 from edgejudge.errors import InputError
@@ -24,6 +29,11 @@ from edgejudge.turns import Stop
 
 PICTURES = [Image.fromarray(canary_image(*size)) for size in ((40, 60), (64, 48), (30, 30))]
 REQUEST = "Which is a knife?"
+MAKERS: dict[str, Any] = {
+    "smolvlm": tiny,
+    "qwen2_5_vl": tiny_qwen,
+    "llava_onevision": tiny_llava,
+}
 
 
 class Family(NamedTuple):
@@ -36,9 +46,8 @@ class Family(NamedTuple):
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("several")
-    makers: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
     found = {}
-    for name, maker in makers.items():
+    for name, maker in MAKERS.items():
         folder = maker.make_checkpoint(root / name)
         export_bundle(folder, root / f"{name}-bundle", recipe="exact")
         judge = Judge.load(root / f"{name}-bundle", threads=1)
@@ -56,10 +65,15 @@ def logits_of(judge: Judge, pictures: list[Image.Image]) -> tuple[np.ndarray, st
 
 
 def rendered(family: Family, pictures: int) -> str:
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(family.checkpoint / "tokenizer.json"))
     content = [{"type": "image"}] * pictures + [{"type": "text", "text": REQUEST}]
-    return environment.from_string(family.template).render(
-        messages=[{"role": "user", "content": content}], add_generation_prompt=True
+    return str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=family.template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
     )
 
 
@@ -87,6 +101,16 @@ def truth(name: str, family: Family, pictures: list[Image.Image]) -> np.ndarray:
         views = np.concatenate([one.feeds["pixel_values"] for one in seen])
         inputs["pixel_values"] = torch.from_numpy(views)[None]
         kind: Any = SmolVLMForConditionalGeneration
+    elif name == "llava_onevision":
+        for one in seen:
+            count = manifest.prompt.visual_tokens + one.rows * (one.cols + 1)
+            text = text.replace("<image>", "<PAD>" * count, 1)
+        text = text.replace("<PAD>", "<image>")
+        views = np.concatenate([one.feeds["pixel_values"] for one in seen])
+        inputs["pixel_values"] = torch.from_numpy(views)
+        # Without `batch_num_images`, so that each keeps its crops.
+        inputs["image_sizes"] = torch.tensor([[one.height, one.width] for one in pictures])
+        kind = LlavaOnevisionForConditionalGeneration
     else:
         for one in seen:
             text = text.replace("<|image_pad|>", "<PAD>" * (one.rows * one.cols), 1)
@@ -97,7 +121,7 @@ def truth(name: str, family: Family, pictures: list[Image.Image]) -> np.ndarray:
         kind = Qwen2_5_VLForConditionalGeneration
     tokenizer = Tokenizer.from_file(str(family.checkpoint / "tokenizer.json"))
     ids = torch.tensor([tokenizer.encode(text).ids])
-    if name != "smolvlm":
+    if name == "qwen2_5_vl":
         inputs["mm_token_type_ids"] = (ids == manifest.tokens.image).int()
     model = kind.from_pretrained(family.checkpoint, dtype=torch.float32).eval()
     with torch.inference_mode():
@@ -106,7 +130,7 @@ def truth(name: str, family: Family, pictures: list[Image.Image]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", MAKERS)
 def test_logits_equal_transformers(families: dict[str, Family], name: str, count: int) -> None:
     family = families[name]
     found, *_ = logits_of(family.judge, PICTURES[:count])
@@ -114,7 +138,7 @@ def test_logits_equal_transformers(families: dict[str, Family], name: str, count
     assert np.abs(found - wanted).max() < 1e-4 and np.abs(wanted).max() > 1
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", MAKERS)
 def test_pictures_are_kept_as_a_chain(families: dict[str, Family], name: str) -> None:
     judge = Judge.load(families[name].judge.bundle.path, threads=1)
     one, two, three = PICTURES
@@ -134,7 +158,7 @@ def test_pictures_are_kept_as_a_chain(families: dict[str, Family], name: str) ->
     assert np.abs(logits_of(fresh, [one, three])[0] - after).max() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", MAKERS)
 def test_more_than_the_context_holds_is_an_error_with_a_name(
     families: dict[str, Family], name: str
 ) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 
 import tiny
+from edgejudge.models import llava_onevision
+from edgejudge.models.anyres import AnyResSpec
+from edgejudge.models.hf_config import HfConfig
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 IMAGE = SPECIALS.index("<image>")
@@ -124,3 +127,11 @@ def make_checkpoint(
     if card is not None:
         (folder / "judge.json").write_text(json.dumps(card))
     return folder
+
+
+def make_spec(config: HfConfig, **processor: Any) -> AnyResSpec:
+    """How pictures are prepared for a checkpoint with this config.json; `processor` is what its
+    processor's config has otherwise.
+    """
+    found = HfConfig({**PROCESSOR, **processor}, "preprocessor_config.json")
+    return llava_onevision.read_image_spec(found, llava_onevision.read_spec(config), config)
