@@ -19,6 +19,7 @@ from edgejudge.models.families import family_for
 from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig, read_json
 from edgejudge.models.image import ImageSpec
+from edgejudge.models.mosaic import MosaicSpec
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.spec import ModelSpec
 from edgejudge.models.tiles import TileSpec
@@ -139,7 +140,7 @@ def open_checkpoint(
 def _bounded(image: ImageSpec, max_pixels: int | None) -> ImageSpec:
     if max_pixels is None:
         return image
-    if isinstance(image, TileSpec):
+    if isinstance(image, TileSpec | MosaicSpec):
         raise ExportError(
             "a limit of pixels is for families that keep a picture's own grid; this one cuts "
             f"pictures into tiles of {image.view} pixels"
