@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules bench-schedule bench-devices bench-contention bench-trace soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
+.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules bench-schedule bench-devices bench-contention bench-trace soak parity-distance preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -212,6 +212,9 @@ bench-limits: $(VENV)/.test  ## what the processor and its memory can do at most
 
 soak: $(VENV)/.runtime  ## 10,000 verdicts over good and bad files from 8 threads: memory, descriptors, answers (SOAK_ARGS="--verdicts N")
 	$(BIN)/python tests/bench/soak.py $(SOAK_ARGS)
+
+parity-distance: $(VENV)/.test  ## how far the logits of every family are from transformers'
+	cd tests && $(abspath $(BIN))/python parity_distance.py
 
 preprocess-distance: $(VENV)/.test  ## how far our pixels are from those of processors that use torchvision
 	$(BIN)/python -m pip install -q --no-deps --target build/torchvision torchvision==0.28.0

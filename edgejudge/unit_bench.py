@@ -47,7 +47,7 @@ class UnitBench:
 
     @property
     def views(self) -> tuple[int, ...]:
-        """Few and many: some of a picture's tiles, or pictures of several sizes."""
+        """Few and many: some of a picture's views, or pictures of several sizes."""
         if not self._pictures:
             view = view_tokens(self.stages.spec)
             for feeds in self._drawn():

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -19,6 +22,16 @@ __all__ = ["check_chat_template"]
 
 _CONDITION = "a knife"
 _ANSWER = "There is one."
+
+
+class _Generation(Extension):
+    """`{% generation %}`: what a model is trained to write, which is written as it stands."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def check_chat_template(folder: Path, prompts: Prompts) -> None:
@@ -51,12 +64,16 @@ def check_chat_template(folder: Path, prompts: Prompts) -> None:
         if theirs != ours:
             raise _differ(folder, tokenizer, theirs, ours)
     # What stands between the lead-in and an answer is the model's to write: a blank, or nothing.
+    # Some templates have a blank of their own there, which is not before an answer that they ask
+    # for; it is the same text but for blanks.
     turns = [("user", [text]), ("assistant", [{"type": "text", "text": _ANSWER}]), ("user", [text])]
     rendered = _render(folder, template, [{"role": r, "content": c} for r, c in turns])
     theirs = tokenizer.encode(rendered, add_special_tokens=False).ids
     first, second = prompts.blind_ids(_CONDITION), prompts.next_ids(prompts.question(_CONDITION))
-    answer = theirs[len(first) : len(theirs) - len(second)]
-    if theirs != [*first, *answer, *second] or tokenizer.decode(answer).strip() != _ANSWER:
+    asked_text = tokenizer.decode(first, skip_special_tokens=False).rstrip()
+    before = tokenizer.decode(theirs[: -len(second)], skip_special_tokens=False)
+    answer = before.removeprefix(asked_text).strip()
+    if theirs[-len(second) :] != second or answer != _ANSWER:
         ours = [*first, *tokenizer.encode(_ANSWER, add_special_tokens=False).ids, *second]
         raise _differ(folder, tokenizer, theirs, ours)
 
@@ -95,7 +112,7 @@ def _read(folder: Path) -> str | None:
 
 def _render(folder: Path, template: str, messages: list[dict[str, Any]]) -> str:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     try:
         return environment.from_string(template).render(

@@ -13,14 +13,16 @@ from edgejudge.errors import ExportError
 from edgejudge.export.chat_template import check_chat_template
 from edgejudge.export.random_weights import RandomWeights
 from edgejudge.export.weights import CheckpointWeights, Source
+from edgejudge.models.anyres import AnyResSpec
 from edgejudge.models.concepts import pattern_problem
 from edgejudge.models.families import family_for
 from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig, read_json
 from edgejudge.models.image import ImageSpec
-from edgejudge.models.patches import PatchSpec
+from edgejudge.models.mosaic import MosaicSpec
 from edgejudge.models.prompt import Prompts
 from edgejudge.models.spec import ModelSpec
+from edgejudge.models.tiles import TileSpec
 from edgejudge.models.tokenizer import Tokenizer, VerdictLabels, label_ids
 from edgejudge.models.vision_input import read_processor
 
@@ -97,7 +99,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """A folder or a Hub id, read and checked; weights are mapped, not loaded.
 
-    `max_pixels` bounds the pictures of a family that keeps their own grid. `random_weights` are
+    `max_pixels` bounds the pictures of a family that keeps their own grid, or cuts one into crops
+    of a size that suits it. `random_weights` are
     made up in the shapes that the config means, in place of the folder's. `revision` pins a Hub id
     to a branch, tag or commit.
     """
@@ -105,7 +108,7 @@ def open_checkpoint(
     config = HfConfig(read_json(folder / "config.json"), str(folder / "config.json"))
     family = family_for(config)
     spec: ModelSpec = family.read_spec(config)
-    image = _bounded(family.read_image_spec(read_processor(folder), spec), max_pixels)
+    image = _bounded(family.read_image_spec(read_processor(folder), spec, config), max_pixels)
     tokenizer = Tokenizer(folder / "tokenizer.json")
     card = _read_card(folder, family.DEFAULT_TEMPLATE)
     aliases = {family.HEAD: family.EMBEDDINGS} if spec.text.tie_word_embeddings else {}
@@ -137,11 +140,20 @@ def open_checkpoint(
 def _bounded(image: ImageSpec, max_pixels: int | None) -> ImageSpec:
     if max_pixels is None:
         return image
-    if not isinstance(image, PatchSpec):
+    if isinstance(image, TileSpec | MosaicSpec):
         raise ExportError(
             "a limit of pixels is for families that keep a picture's own grid; this one cuts "
             f"pictures into tiles of {image.view} pixels"
         )
+    if isinstance(image, AnyResSpec):
+        sizes = tuple(size for size in image.sizes if size[0] * size[1] <= max_pixels)
+        if not sizes:
+            least = min(size[0] * size[1] for size in image.sizes)
+            raise ExportError(
+                f"the limit is {max_pixels} pixels, this checkpoint enlarges pictures to at least "
+                f"{least}"
+            )
+        return replace(image, sizes=sizes)
     if max_pixels < max(image.min_pixels, image.unit**2):
         raise ExportError(
             f"the limit is {max_pixels} pixels, this checkpoint enlarges pictures to at least "

@@ -18,6 +18,7 @@ from torch import Tensor
 from edgejudge.export.eager import EagerOps
 from edgejudge.export.stored import Weights
 from edgejudge.models.families import family_named
+from edgejudge.models.packing import Packing
 from edgejudge.models.rope import rotation
 from edgejudge.models.spec import ModelSpec
 
@@ -71,10 +72,15 @@ class Reference:
 
     @torch.inference_mode()
     def encode(self, feeds: Mapping[str, NDArray[Any]]) -> Tensor:
-        """The vision graph's inputs -> visual tokens [N, D]."""
+        """The vision graph's inputs -> visual tokens [N, D], packed where they say how."""
         inputs = {name: self._ops.tensor(array) for name, array in feeds.items()}
-        tokens: Tensor = self._family.vision(self._ops, self.spec, inputs)
-        return tokens.flatten(0, 1)
+        packing = Packing.of(feeds)
+        tokens: Tensor = self._family.vision(self._ops, self.spec, inputs).flatten(0, 1)
+        if packing is None:
+            return tokens
+        places, shares = torch.from_numpy(packing.rows), self._ops.tensor(packing.shares)
+        taps = range(places.shape[1])
+        return torch.stack([tokens[places[:, k]] * shares[:, k, None] for k in taps]).sum(0)
 
     @torch.inference_mode()
     def prefill(

@@ -23,6 +23,8 @@ _SINGLE = "model.safetensors"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What older versions saved beside the weights; all of it is computed from the config.
 _BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
+# Older versions name a tower's own model inside the tower.
+_INNER = ".vision_model."
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -77,8 +79,14 @@ class CheckpointWeights:
                 self._places[name] = self._places[source]
 
     def check(self, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
-        """Refuses a checkpoint whose tensors are not these, each in this shape."""
+        """Refuses a checkpoint whose tensors are not these, each in this shape, by the names that
+        any version of transformers gives them.
+        """
         wanted = dict(expected)
+        for name in set(self._places) - set(wanted):
+            plain = name.replace(_INNER, ".", 1)
+            if plain in wanted and plain not in self._places:
+                self._places[plain] = self._places.pop(name)
         missing = sorted(set(wanted) - set(self._places))
         unknown = sorted(set(self._places) - set(wanted))
         for problem, names in (("lacks", missing), ("has the unexpected", unknown)):

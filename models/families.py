@@ -4,13 +4,13 @@ Takes a checkpoint's config; gives the family that reads it.
 """
 
 from edgejudge.errors import ExportError
-from edgejudge.models import internvl, qwen2_5_vl, qwen3_vl, smolvlm
+from edgejudge.models import internvl, llava_onevision, qwen2_5_vl, qwen3_vl, smolvlm
 from edgejudge.models.family import Family
 from edgejudge.models.hf_config import HfConfig
 
 __all__ = ["FAMILIES", "family_for", "family_named", "is_built"]
 
-FAMILIES: tuple[Family, ...] = (smolvlm, qwen2_5_vl, qwen3_vl, internvl)
+FAMILIES: tuple[Family, ...] = (smolvlm, qwen2_5_vl, qwen3_vl, internvl, llava_onevision)
 
 
 def family_for(config: HfConfig) -> Family:

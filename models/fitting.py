@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from edgejudge.bundle import GraphRecord, Manifest, PartRecord
 from edgejudge.errors import BundleError, InputError
+from edgejudge.models.anyres import AnyResSpec, lines_of
 from edgejudge.models.concepts import pattern_problem
 from edgejudge.models.crop import CropSpec
 from edgejudge.models.image import ImageSpec, image_spec
-from edgejudge.models.mosaic import mosaic_of
-from edgejudge.models.patches import PatchSpec, fit
+from edgejudge.models.mosaic import MosaicSpec, mosaic_of
+from edgejudge.models.patches import fit
 from edgejudge.models.spec import ModelSpec
 from edgejudge.models.tiles import TileSpec, grid_of
 from edgejudge.printable import brief
@@ -124,7 +125,7 @@ def _prompt(manifest: Manifest, spec: ModelSpec, image: ImageSpec) -> Iterator[P
         yield "prompt.layout", f"'{brief(prompt.layout)}' is none of {', '.join(_LAYOUTS)}"
     elif prompt.layout != _layout_of(spec):
         yield "prompt.layout", f"'{prompt.layout}', the spec means '{_layout_of(spec)}'"
-    most = 0 if isinstance(image, PatchSpec) else image.max_grid
+    most = image.max_grid if isinstance(image, TileSpec | MosaicSpec) else 0
     rows, named = prompt.tile_open, isinstance(image, TileSpec)  # where each tile has a name
     if (rows or named) and (len(rows) < most or any(len(row) < most for row in rows)):
         yield "prompt.tile_open", f"expected {most} x {most} tiles"
@@ -138,10 +139,16 @@ def _layout_of(spec: ModelSpec) -> str:
 
 def _pictures(manifest: Manifest, spec: ModelSpec, image: ImageSpec) -> Iterator[Problem]:
     vision, canary = spec.vision, manifest.canary
+    if isinstance(image, AnyResSpec) != spec.line_end:
+        yield "preprocessing.kind", f"'{image.kind}' makes no input of this spec"
     size = (canary.image_height, canary.image_width)
-    if not isinstance(image, PatchSpec):
-        pairs: Iterable[tuple[str, float, float]] = [("view", image.view, vision.image_size)]
+    pairs: Iterable[tuple[str, float, float]]
+    if isinstance(image, TileSpec | MosaicSpec):
+        pairs = [("view", image.view, vision.image_size)]
         grid = grid_of(*size, image) if isinstance(image, TileSpec) else mosaic_of(*size, image)
+    elif isinstance(image, AnyResSpec):
+        pairs = [("view", image.view, vision.image_size), ("grid", image.grid, vision.grid)]
+        grid = lines_of(*size, image)
     else:
         pairs = [
             ("patch", image.patch, vision.patch_size),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.errors import BundleError
+from edgejudge.models.anyres import AnyResSpec, prepare_anyres
 from edgejudge.models.mosaic import MosaicSpec, prepare_mosaic
 from edgejudge.models.patches import PatchSpec, prepare_patches
 from edgejudge.models.tiles import TileSpec, prepare_tiles
@@ -17,7 +18,7 @@ from edgejudge.models.vision_input import VisionInput
 
 __all__ = ["ImageSpec", "canary_image", "image_spec", "preprocess"]
 
-ImageSpec = TileSpec | MosaicSpec | PatchSpec
+ImageSpec = TileSpec | MosaicSpec | PatchSpec | AnyResSpec
 
 
 def image_spec(value: dict[str, Any]) -> ImageSpec:
@@ -29,7 +30,11 @@ def image_spec(value: dict[str, Any]) -> ImageSpec:
         return MosaicSpec.from_json(value)
     if kind == "patches":
         return PatchSpec.from_json(value)
-    raise BundleError(f"preprocessing: 'kind' is {kind!r}, expected 'tiles', 'mosaic' or 'patches'")
+    if kind == "anyres":
+        return AnyResSpec.from_json(value)
+    raise BundleError(
+        f"preprocessing: 'kind' is {kind!r}, expected 'tiles', 'mosaic', 'patches' or 'anyres'"
+    )
 
 
 def preprocess(rgb: NDArray[np.uint8], spec: ImageSpec) -> VisionInput:
@@ -40,6 +45,8 @@ def preprocess(rgb: NDArray[np.uint8], spec: ImageSpec) -> VisionInput:
         return prepare_tiles(rgb, spec)
     if isinstance(spec, MosaicSpec):
         return prepare_mosaic(rgb, spec)
+    if isinstance(spec, AnyResSpec):
+        return prepare_anyres(rgb, spec)
     return prepare_patches(rgb, spec)
 
 

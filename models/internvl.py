@@ -142,7 +142,7 @@ def _read_text(config: HfConfig, tied: bool) -> TextSpec:
     )
 
 
-def read_image_spec(config: HfConfig, spec: ModelSpec) -> MosaicSpec:
+def read_image_spec(config: HfConfig, spec: ModelSpec, model: HfConfig) -> MosaicSpec:
     """From the processor's config. Raises ExportError for views of another size than the
     tower's.
     """

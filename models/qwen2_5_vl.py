@@ -142,7 +142,7 @@ def _read_text(config: HfConfig, tied: bool) -> TextSpec:
     )
 
 
-def read_image_spec(config: HfConfig, spec: ModelSpec) -> PatchSpec:
+def read_image_spec(config: HfConfig, spec: ModelSpec, model: HfConfig) -> PatchSpec:
     return read_patch_spec(config, spec)
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import PromptRecord, TokensRecord
 from edgejudge.errors import ExportError
-from edgejudge.models import llama
+from edgejudge.models import llama, siglip
 from edgejudge.models.hf_config import HfConfig
 from edgejudge.models.ops import Ops
+from edgejudge.models.siglip import static_vision_inputs, vision_inputs
 from edgejudge.models.spec import ModelSpec, TextSpec, VisionSpec
 from edgejudge.models.tiles import TileSpec, read_tile_spec
 from edgejudge.models.tokenizer import Tokenizer, special_tokens
@@ -122,9 +123,9 @@ def _read_text(config: HfConfig, tied: bool) -> TextSpec:
     )
 
 
-def read_image_spec(config: HfConfig, spec: ModelSpec) -> TileSpec:
-    """From the processor's config. Raises ExportError for views of another size than the
-    tower's.
+def read_image_spec(config: HfConfig, spec: ModelSpec, model: HfConfig) -> TileSpec:
+    """From the processor's config; `model` is the checkpoint's own. Raises ExportError for views of
+    another size than the tower's.
     """
     image = read_tile_spec(config)
     if image.view != spec.vision.image_size:
@@ -165,22 +166,6 @@ def _boundaries(grid: int) -> NDArray[np.float32]:
     return np.where(blocked, blocks, step + index * step).astype(np.float32)
 
 
-def vision_inputs(
-    spec: ModelSpec, layers: range | None = None
-) -> dict[str, tuple[str, tuple[int | str, ...]]]:
-    """Name -> element type and shape of what `vision` takes. V views do not meet one another."""
-    tower = spec.vision
-    if layers is not None and layers.start:
-        return {"hidden": ("float32", ("V", tower.grid**2, tower.hidden))}
-    return {"pixel_values": ("float32", ("V", 3, tower.image_size, tower.image_size))}
-
-
-def static_vision_inputs(spec: ModelSpec) -> dict[int, dict[str, tuple[int, ...]]]:
-    """Views of a static graph -> name and shape of its inputs, all float32."""
-    side = spec.vision.image_size
-    return {1: {"pixel_values": (1, 3, side, side)}}
-
-
 def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V], layers: range | None = None) -> V:
     """pixel_values [V, 3, S, S] -> visual tokens [V, n, D] in the text model's width.
 
@@ -188,34 +173,17 @@ def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V], layers: range | N
     """
     tower, grid = spec.vision, spec.vision.grid
     layers = range(tower.layers) if layers is None else layers
-    x = inputs["hidden"] if layers.start else _patches(ops, spec, inputs["pixel_values"])
-    for layer in layers:
-        at = f"{_VISION}.encoder.layers.{layer}"
-        y = ops.layer_norm(x, f"{at}.layer_norm1.weight", f"{at}.layer_norm1.bias", tower.eps)
-        q, k, v = (
-            ops.linear(y, f"{at}.self_attn.{n}_proj.weight", f"{at}.self_attn.{n}_proj.bias")
-            for n in "qkv"
-        )
-        y = ops.full_attention(q, k, v, tower.heads, tower.head_dim**-0.5)
-        out = f"{at}.self_attn.out_proj"
-        x = ops.add(x, ops.linear(y, f"{out}.weight", f"{out}.bias"))
-        y = ops.layer_norm(x, f"{at}.layer_norm2.weight", f"{at}.layer_norm2.bias", tower.eps)
-        y = ops.linear(y, f"{at}.mlp.fc1.weight", f"{at}.mlp.fc1.bias")
-        y = ops.activation(y, tower.activation)
-        x = ops.add(x, ops.linear(y, f"{at}.mlp.fc2.weight", f"{at}.mlp.fc2.bias"))
+    if layers.start:
+        x = inputs["hidden"]
+    else:
+        rows = position_rows(tower.grid)
+        x = siglip.patches(ops, tower, _VISION, inputs["pixel_values"], rows)
+    x = siglip.encoder(ops, tower, _VISION, x, layers)
     if layers.stop < tower.layers:
         return x
     post = f"{_VISION}.post_layernorm"
     x = ops.layer_norm(x, f"{post}.weight", f"{post}.bias", tower.eps)
     return ops.linear(ops.pixel_shuffle(x, grid, spec.scale_factor), _CONNECTOR)
-
-
-def _patches(ops: Ops[V], spec: ModelSpec, pixels: V) -> V:
-    """[V, 3, S, S] -> what the first layer takes [V, grid * grid, hidden]."""
-    tower, stem = spec.vision, f"{_VISION}.embeddings"
-    patches = ops.patchify(pixels, tower.image_size, tower.patch_size)
-    x = ops.linear(patches, f"{stem}.patch_embedding.weight", f"{stem}.patch_embedding.bias")
-    return ops.add(x, ops.table(f"{stem}.position_embedding.weight", position_rows(tower.grid)))
 
 
 def decoder(
@@ -249,27 +217,8 @@ def group_of(name: str) -> str:
 def weight_names(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every weight the forward pass asks for, with the shape it must have."""
     vis, text = spec.vision, spec.text
-    d, stem = vis.hidden, f"{_VISION}.embeddings"
-    yield f"{stem}.patch_embedding.weight", (d, 3, vis.patch_size, vis.patch_size)
-    yield f"{stem}.patch_embedding.bias", (d,)
-    yield f"{stem}.position_embedding.weight", (vis.grid**2, d)
-    norms = [f"{_VISION}.post_layernorm"]
-    linears = []
-    for layer in range(vis.layers):
-        at = f"{_VISION}.encoder.layers.{layer}"
-        norms += [f"{at}.layer_norm1", f"{at}.layer_norm2"]
-        linears += [(f"{at}.self_attn.{n}_proj", d, d) for n in ("q", "k", "v", "out")]
-        linears += [
-            (f"{at}.mlp.fc1", vis.intermediate, d),
-            (f"{at}.mlp.fc2", d, vis.intermediate),
-        ]
-    for name in norms:
-        yield f"{name}.weight", (d,)
-        yield f"{name}.bias", (d,)
-    for name, out, inner in linears:
-        yield f"{name}.weight", (out, inner)
-        yield f"{name}.bias", (out,)
-    yield _CONNECTOR, (text.hidden, d * spec.scale_factor**2)
+    yield from siglip.weight_names(vis, _VISION)
+    yield _CONNECTOR, (text.hidden, vis.hidden * spec.scale_factor**2)
     yield from llama.weight_names(text, _TEXT)
     yield EMBEDDINGS, (text.vocab, text.hidden)
     yield HEAD, (text.vocab, text.hidden)

@@ -34,8 +34,9 @@ _FILTERS = {0: "NEAREST", 1: "LANCZOS", 2: "BILINEAR", 3: "BICUBIC", 4: "BOX", 5
 class VisionInput:
     """One picture, ready for the vision graph.
 
-    `feeds` are the graph's inputs by name. `rows` and `cols` count tiles (0 where the picture is
-    one view), or visual tokens where a family lays them out as the picture's own grid.
+    `feeds` are the graph's inputs by name, and where image tokens are mixed of what the graph
+    gives, how (models/packing.py). `rows` and `cols` count tiles (0 where the picture is one view),
+    or visual tokens where a family lays them out as the picture's own grid, or as lines.
     """
 
     feeds: dict[str, NDArray[Any]]

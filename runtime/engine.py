@@ -24,9 +24,10 @@ from edgejudge.runtime.labels import rule_texts, yes_probabilities
 from edgejudge.runtime.overflow import check_overflow
 from edgejudge.runtime.session import default_threads
 from edgejudge.runtime.settings import Settings, costs_file, kept_settings
-from edgejudge.runtime.stages import DecoderPass, Stages, Views
+from edgejudge.runtime.stages import DecoderPass, Stages
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.tree import Pass, causal, even_parts, plan_passes
+from edgejudge.runtime.views import Views
 
 __all__ = ["Engine", "Prefix"]
 
@@ -155,7 +156,7 @@ class Engine:
         self.stages.run(trace or self.trace, self._cache, (), views=views)
         if self.release_vision:
             self.release("vision")
-        return views.tokens(0, sum(views.sizes))
+        return views.tokens(0, views.count)
 
     def prefill(
         self,
@@ -208,7 +209,7 @@ class Engine:
         self._cache.reserve(len(ids))
         views = visual if isinstance(visual, Views) else None
         if isinstance(visual, Views):
-            given = sum(visual.sizes)
+            given = visual.count
         else:
             given = 0 if visual is None else len(visual)
         check_visual(given, list(ids).count(self.bundle.manifest.tokens.image))

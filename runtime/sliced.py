@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgejudge.bundle import Bundle, PartRecord
 from edgejudge.errors import BundleError, EdgeJudgeError, InputError, ProviderError
 from edgejudge.models.fitting import check_fit
+from edgejudge.models.packing import PACKED_ROWS, PACKED_SHARES, Packing
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.decoding import PassFeeds, check_positions, run_layers
 from edgejudge.runtime.embeddings import Embeddings
@@ -32,7 +33,7 @@ from edgejudge.runtime.scheduling.graph import Edge, Task
 from edgejudge.runtime.session import CPU, CPU_DEVICE, Session, default_threads, open_session
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.tree import Pass, causal, even_parts, plan_passes
-from edgejudge.runtime.views import in_groups
+from edgejudge.runtime.views import Views, in_groups
 
 __all__ = ["Request", "SlicedEngine", "fits", "most_pixels"]
 
@@ -152,7 +153,7 @@ class SlicedEngine:
                 for name, array in group.items():
                     picture.put(f"{name}.{picture.groups}", array)
                 picture.groups += 1
-            for name in request.feeds.keys() - taken:  # which a later slice takes
+            for name in request.feeds.keys() - taken:  # which a later slice takes, or none
                 picture.put(f"{name}.0", request.feeds[name])
             picture.request = Request(
                 request.branches, request.ids, request.positions, trace=request.trace
@@ -177,7 +178,12 @@ class SlicedEngine:
     def _visual(self, picture: _Picture) -> NDArray[np.float32]:
         groups = [picture.get(f"hidden.{group}") for group in range(picture.groups)]
         width = self.spec.width_at(0)
-        return np.concatenate([np.asarray(g.reshape(-1, width), np.float32) for g in groups])
+        found = [np.asarray(g.reshape(-1, width), np.float32) for g in groups]
+        packing = None
+        if self.spec.line_end:
+            packing = Packing(picture.get(f"{PACKED_ROWS}.0"), picture.get(f"{PACKED_SHARES}.0"))
+        views = Views([], tuple(map(len, found)), [*found], packing)
+        return views.tokens(0, views.count)
 
     def _decode(self, pictures: Sequence[_Picture]) -> None:
         """Fills `ends` of each."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, PartRecord
+from edgejudge.models.packing import Packing
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.accelerator import Accelerator
 from edgejudge.runtime.decoding import PassFeeds, run_layers
@@ -26,12 +27,12 @@ from edgejudge.runtime.scheduling.graph import Edge, Task
 from edgejudge.runtime.scheduling.limits import Limits
 from edgejudge.runtime.session import CPU, CPU_DEVICE, Session, open_session
 from edgejudge.runtime.trace import Trace
-from edgejudge.runtime.views import in_groups
+from edgejudge.runtime.views import Views, in_groups
 
 if TYPE_CHECKING:
     from edgejudge.runtime.predicted import Predicted
 
-__all__ = ["PATCHES", "DecoderPass", "Stages", "Views"]
+__all__ = ["PATCHES", "DecoderPass", "Stages"]
 
 PATCHES = 1536  # of a pass through the vision tower, where views do not meet one another
 _TARGET = "cpu"
@@ -51,39 +52,6 @@ class DecoderPass:
     out: NDArray[np.float32] | None = None
     _flow: NDArray[np.float32] | None = None  # [1, S, D] between two parts
     _given: PassFeeds | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Views:
-    """A picture in groups of views: what the vision graph is fed with, and of each group the visual
-    tokens [N, D] once it was encoded; `sizes` has every N.
-    """
-
-    feeds: list[dict[str, NDArray[Any]]]
-    sizes: tuple[int, ...]
-    found: list[NDArray[np.float32] | None]
-
-    @property
-    def missing(self) -> list[int]:
-        return [place for place, found in enumerate(self.found) if found is None]
-
-    def tokens(self, begin: int, end: int) -> NDArray[np.float32]:
-        """Visual tokens begin..end - 1, of groups that are there."""
-        some, first = [], 0
-        for size, found in zip(self.sizes, self.found, strict=True):
-            if found is not None and first < end and begin < first + size:
-                some.append(found[max(0, begin - first) : end - first])
-            first += size
-        return np.ascontiguousarray(np.concatenate(some))
-
-    def groups(self, begin: int, end: int) -> list[int]:
-        """Places of the groups that `tokens` needs."""
-        ends = np.cumsum(self.sizes)
-        return [
-            place
-            for place, (last, size) in enumerate(zip(ends.tolist(), self.sizes, strict=True))
-            if last - size < end and begin < last
-        ]
 
 
 @dataclass(slots=True)
@@ -118,7 +86,7 @@ class Stages:
         graph = self.bundle.graph(_TARGET, "vision")
         groups = list(in_groups(graph, feeds, self.spec, PATCHES))
         sizes = tuple(self._visual_tokens(some) for some in groups)
-        return Views(groups, sizes, [None] * len(groups))
+        return Views(groups, sizes, [None] * len(groups), Packing.of(feeds))
 
     @property
     def apart(self) -> bool:

@@ -1,21 +1,87 @@
 """Views of a picture in groups, where the vision tower looks at each by itself.
 
 Takes what a vision graph is fed with; gives the same a few views at a time: all at once take
-several times the memory, and no less time. Knows no session.
+several times the memory, and no less time. Then takes what the graph gave of each group, and gives
+any run of the picture's image tokens. Knows no session.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.bundle import GraphRecord
+from edgejudge.models.packing import Packing
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.padded import NoGraph
 from edgejudge.runtime.tree import HIDDEN, even_parts
 
-__all__ = ["in_groups", "static_groups"]
+__all__ = ["Views", "in_groups", "static_groups"]
+
+
+@dataclass(slots=True, eq=False)
+class Views:
+    """A picture in groups of views: what the vision graph is fed with, and of each group what it
+    gave [N, D] once it was encoded; `sizes` has every N. These are the picture's image tokens, one
+    after another, unless `packing` says how they are mixed of them.
+    """
+
+    feeds: list[dict[str, NDArray[Any]]]
+    sizes: tuple[int, ...]
+    found: list[NDArray[np.float32] | None]
+    packing: Packing | None = None
+
+    @property
+    def missing(self) -> list[int]:
+        return [place for place, found in enumerate(self.found) if found is None]
+
+    @property
+    def count(self) -> int:
+        """Of image tokens."""
+        return sum(self.sizes) if self.packing is None else len(self.packing.rows)
+
+    def tokens(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Image tokens begin..end - 1, of groups that are there."""
+        if self.packing is not None:
+            return self._mixed(self.packing, begin, end)
+        some, first = [], 0
+        for size, found in zip(self.sizes, self.found, strict=True):
+            if found is not None and first < end and begin < first + size:
+                some.append(found[max(0, begin - first) : end - first])
+            first += size
+        return np.ascontiguousarray(np.concatenate(some))
+
+    def groups(self, begin: int, end: int) -> list[int]:
+        """Places of the groups that `tokens` needs."""
+        ends = np.cumsum(self.sizes)
+        if self.packing is not None:
+            wanted = np.unique(self.packing.rows[begin:end])
+            found: list[int] = np.unique(np.searchsorted(ends, wanted, side="right")).tolist()
+            return found
+        return [
+            place
+            for place, (last, size) in enumerate(zip(ends.tolist(), self.sizes, strict=True))
+            if last - size < end and begin < last
+        ]
+
+    def _mixed(self, packing: Packing, begin: int, end: int) -> NDArray[np.float32]:
+        """Each token is summed in the same order whatever is beside it, so that any run of tokens
+        is that of the whole.
+        """
+        rows, shares = packing.rows[begin:end], packing.shares[begin:end]
+        width = next(found.shape[1] for found in self.found if found is not None)
+        mixed, ends = np.zeros((len(rows), width), np.float32), np.cumsum(self.sizes)
+        places = self.groups(begin, end)
+        for tap in range(rows.shape[1]):
+            for place in places:
+                found, size = self.found[place], self.sizes[place]
+                assert found is not None, "a group that is needed was encoded"
+                at = rows[:, tap] - (int(ends[place]) - size)
+                some = np.flatnonzero((at >= 0) & (at < size) & (shares[:, tap] > 0))
+                mixed[some] += found[at[some]] * shares[some, tap, None]
+        return mixed
 
 
 def in_groups(

@@ -4,6 +4,7 @@ from typing import Any
 
 import tiny
 import tiny_internvl
+import tiny_llava
 import tiny_qwen
 import tiny_qwen3
 
@@ -14,4 +15,5 @@ FAMILIES: dict[str, Any] = {
     "qwen2_5_vl": tiny_qwen,
     "qwen3_vl": tiny_qwen3,
     "internvl": tiny_internvl,
+    "llava_onevision": tiny_llava,
 }

@@ -18,7 +18,7 @@ from edgejudge.models.prompt import Prompts
 from edgejudge.runtime import Engine
 from edgejudge.runtime.fleet import Fleet
 from edgejudge.runtime.placement import read_places, resolved
-from edgejudge.runtime.stages import Views
+from edgejudge.runtime.views import Views
 
 Story = dict[str, NDArray[np.float32]]
 

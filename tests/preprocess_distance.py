@@ -41,6 +41,10 @@ def processors() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
     """Family -> the processor that resizes with Pillow, the default one, and their settings."""
     from transformers.models.got_ocr2 import image_processing_got_ocr2 as got
     from transformers.models.got_ocr2 import image_processing_pil_got_ocr2 as got_pillow
+    from transformers.models.llava_onevision import image_processing_llava_onevision as llava
+    from transformers.models.llava_onevision import (
+        image_processing_pil_llava_onevision as llava_pillow,
+    )
     from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as qwen_pillow
     from transformers.models.qwen2_vl import image_processing_qwen2_vl as qwen
     from transformers.models.smolvlm import image_processing_pil_smolvlm as smol_pillow
@@ -52,6 +56,11 @@ def processors() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         "smolvlm": (smol_pillow.SmolVLMImageProcessorPil, smol.SmolVLMImageProcessor, tiles),
         "qwen2_5_vl": (qwen_pillow.Qwen2VLImageProcessorPil, qwen.Qwen2VLImageProcessor, {}),
         "internvl": (got_pillow.GotOcr2ImageProcessorPil, got.GotOcr2ImageProcessor, mosaic),
+        "llava_onevision": (
+            llava_pillow.LlavaOnevisionImageProcessorPil,
+            llava.LlavaOnevisionImageProcessor,
+            {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+        ),
     }
 
 

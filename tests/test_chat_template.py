@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import tiny
-import tiny_internvl
+import tiny_llava
 import tiny_qwen
 from edgejudge.errors import ExportError
 from edgejudge.export import open_checkpoint
+from families import FAMILIES
 
 torch.set_num_threads(1)
 Change = Callable[[Path], object]
@@ -23,7 +24,7 @@ def moved_to(name: str, wrap: Callable[[str], object]) -> Change:
 
     def change(folder: Path) -> None:
         template = _template(folder)
-        for old in ("chat_template.jinja", "tokenizer_config.json"):
+        for old in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
             (folder / old).unlink(missing_ok=True)
         (folder / name).write_text(json.dumps(wrap(template)))
 
@@ -33,22 +34,23 @@ def moved_to(name: str, wrap: Callable[[str], object]) -> Change:
 def _template(folder: Path) -> str:
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text()
-    found: str = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    (file,) = (
+        f for n in ("chat_template.json", "tokenizer_config.json") if (f := folder / n).exists()
+    )
+    found: str = json.loads(file.read_text())["chat_template"]
     return found
 
 
-def edited(old: str, new: str) -> Change:
+def edited(old: str, new: str, count: int = -1) -> Change:
     def change(folder: Path) -> None:
         template = _template(folder)
         assert old in template
-        (folder / "chat_template.jinja").write_text(template.replace(old, new))
+        (folder / "chat_template.jinja").write_text(template.replace(old, new, count))
 
     return change
 
 
-@pytest.mark.parametrize(
-    "family", [tiny, tiny_qwen, tiny_internvl], ids=["smolvlm", "qwen2_5_vl", "internvl"]
-)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize(
     "change",
     [
@@ -88,6 +90,9 @@ def test_a_template_is_found_wherever_it_lies(
             "its chat template writes",
         ),
         (tiny_qwen, edited("'<|im_end|>\\n'", "'<|im_end|>\\n' * loop.index"), "There is one"),
+        (tiny_llava, edited("['role'] + ' '", "['role'] + '\\n'"), "its chat template writes"),
+        (tiny_llava, edited("'\\n' + part", "part"), "its chat template writes"),
+        (tiny_llava, edited("generation -%}", "generation -%}well: ", 1), "There is one"),
         (tiny, edited("{% if add", "{% wrong add"), "cannot be rendered"),
         (tiny, edited("part['text']", "part['text'].missing()"), "cannot be rendered"),
         (tiny, edited("part['text']", "''.__class__.__mro__"), "cannot be rendered|writes"),

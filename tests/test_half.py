@@ -173,10 +173,9 @@ def massive(opened: Checkpoint) -> Checkpoint:
     table = held[opened.family.EMBEDDINGS]
     for token in (opened.prompt.head[0], opened.tokens.end_of_turn):
         table[token, 5] = HUGE
-    if opened.spec.family == "smolvlm":
-        held["model.vision_model.embeddings.position_embedding.weight"][[0, 7], 3] = HUGE
-    elif opened.spec.family == "internvl":
-        held["vision_tower.embeddings.position_embeddings"][0, [0, 7], 3] = HUGE
+    positions = [name for name in names if "position_embedding" in name]
+    if positions:
+        held[positions[0]][..., [0, 7], 3] = HUGE
     else:  # it has no positions: a neuron of the first layer that fires on patches like the first
         (gate,) = (name for name in names if name.endswith("visual.blocks.0.mlp.gate_proj.weight"))
         patch = _inputs(opened, [gate])[gate][0]

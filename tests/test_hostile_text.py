@@ -63,7 +63,7 @@ def prompts(family: str) -> Prompts:
     folder, words = FAMILIES[family][1], tokenizer(family)
     config = HfConfig(read_json(folder / "config.json"), "config")
     spec = module.read_spec(config)
-    image = module.read_image_spec(read_processor(folder), spec)
+    image = module.read_image_spec(read_processor(folder), spec, config)
     record = module.prompt_record(words, spec, image, module.DEFAULT_TEMPLATE)
     return Prompts(record, module.tokens_record(words, config).image, lambda: words)
 

@@ -45,7 +45,7 @@ def config_of(model: Any) -> HfConfig:
 
 def mosaic_spec(spec: ModelSpec) -> MosaicSpec:
     config = HfConfig(tiny_internvl.PROCESSOR, "preprocessor_config.json")
-    return internvl.read_image_spec(config, spec)
+    return internvl.read_image_spec(config, spec, config)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def test_views_of_another_size_than_the_towers_are_refused() -> None:
     spec = read(tiny_internvl.make_model().config.to_dict())
     config = {**tiny_internvl.PROCESSOR, "size": {"height": 48, "width": 48}}
     with pytest.raises(ExportError, match="makes views of 48 pixels, config.json means 32"):
-        internvl.read_image_spec(HfConfig(config, "preprocessor_config.json"), spec)
+        internvl.read_image_spec(HfConfig(config, "preprocessor_config.json"), spec, PROCESSOR)
 
 
 # --- prompt --------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def _prompts() -> tuple[Prompts, Any]:
         plain = tiny.make_tokenizer(path, tiny_internvl.SPECIALS)
         tokenizer = Tokenizer(path)
     spec = read(tiny_internvl.make_model().config.to_dict())
-    image = internvl.read_image_spec(PROCESSOR, spec)
+    image = internvl.read_image_spec(PROCESSOR, spec, PROCESSOR)
     record = internvl.prompt_record(tokenizer, spec, image, "Is {condition} visible?")
     return Prompts(record, IMAGE, lambda: tokenizer), plain
 

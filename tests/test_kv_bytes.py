@@ -8,6 +8,7 @@ import torch
 
 import tiny
 import tiny_internvl
+import tiny_llava
 import tiny_qwen
 from edgejudge import Judge, Policy
 from edgejudge.bundle import Bundle
@@ -34,6 +35,7 @@ FAMILIES = {
     "smolvlm": tiny.make_checkpoint,
     "qwen2_5_vl": tiny_qwen.make_checkpoint,
     "internvl": tiny_internvl.make_checkpoint,
+    "llava_onevision": tiny_llava.make_checkpoint,
 }
 BAND = 5e-2  # on label logits: a last bit may become a level of a key
 BRANCHES = [[70, 71, 90], [70, 71, 91, 92], [80], [81, 82, 83, 84, 85]]

@@ -5,7 +5,6 @@ and refused by name where the context cannot hold them.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import pytest
 import torch
@@ -13,23 +12,23 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import (
     InternVLForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-import tiny
-import tiny_internvl
-import tiny_qwen
 from edgejudge import Judge
 from edgejudge.errors import InputError
 from edgejudge.fidelity import export_bundle
 from edgejudge.models.image import canary_image, image_spec, preprocess
 from edgejudge.turns import Stop
+from families import FAMILIES
 
 PICTURES = [Image.fromarray(canary_image(*size)) for size in ((40, 60), (64, 48), (30, 30))]
 REQUEST = "Which is a knife?"
-NAMES = ("smolvlm", "qwen2_5_vl", "internvl")
+NAMES = tuple(name for name in FAMILIES if name != "qwen3_vl")  # whose pictures are Qwen2.5-VL's
 
 
 class Family(NamedTuple):
@@ -42,9 +41,9 @@ class Family(NamedTuple):
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("several")
-    makers: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen, "internvl": tiny_internvl}
     found = {}
-    for name, maker in makers.items():
+    for name in NAMES:
+        maker = FAMILIES[name]
         folder = maker.make_checkpoint(root / name)
         export_bundle(folder, root / f"{name}-bundle", recipe="exact")
         judge = Judge.load(root / f"{name}-bundle", threads=1)
@@ -62,10 +61,15 @@ def logits_of(judge: Judge, pictures: list[Image.Image]) -> tuple[np.ndarray, st
 
 
 def rendered(family: Family, pictures: int) -> str:
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(family.checkpoint / "tokenizer.json"))
     content = [{"type": "image"}] * pictures + [{"type": "text", "text": REQUEST}]
-    return environment.from_string(family.template).render(
-        messages=[{"role": "user", "content": content}], add_generation_prompt=True
+    return str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=family.template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
     )
 
 
@@ -101,6 +105,16 @@ def truth(name: str, family: Family, pictures: list[Image.Image]) -> np.ndarray:
         views = np.concatenate([one.feeds["pixel_values"] for one in seen])
         inputs["pixel_values"] = torch.from_numpy(views)
         kind = InternVLForConditionalGeneration
+    elif name == "llava_onevision":
+        for one in seen:
+            count = manifest.prompt.visual_tokens + one.rows * (one.cols + 1)
+            text = text.replace("<image>", "<PAD>" * count, 1)
+        text = text.replace("<PAD>", "<image>")
+        views = np.concatenate([one.feeds["pixel_values"] for one in seen])
+        inputs["pixel_values"] = torch.from_numpy(views)
+        # Without `batch_num_images`, so that each keeps its crops.
+        inputs["image_sizes"] = torch.tensor([[one.height, one.width] for one in pictures])
+        kind = LlavaOnevisionForConditionalGeneration
     else:
         for one in seen:
             text = text.replace("<|image_pad|>", "<PAD>" * (one.rows * one.cols), 1)

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 import tiny
-import tiny_internvl
-import tiny_qwen
 from edgejudge.export import (
     CalibrationPicture,
     Checkpoint,
@@ -23,10 +21,10 @@ from edgejudge.export import (
 )
 from edgejudge.export.smoothing import Scaled, joints, smoothed
 from edgejudge.models.image import canary_image
+from families import FAMILIES
 from outliers import scaled_channels
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen, "internvl": tiny_internvl}
 TEXTS = ("a knife", "beer", "a dog", "written text")
 
 
@@ -68,7 +66,8 @@ def test_every_place_of_the_forward_pass_is_found(
     assert found[after, 0, 1] == (f"{stem}mlp.gate_proj.weight", f"{stem}mlp.up_proj.weight")
     assert found[f"{stem}mlp.up_proj.weight", 0, 1] == (f"{stem}mlp.down_proj.weight",)
     tower = 4 if family == "qwen2_5_vl" else 3  # a fused qkv has v's rows last
-    beside = 1 if family == "internvl" else 0  # its projector begins with a norm
+    # A projector, or the mergers of tapped layers, may begin with a norm.
+    beside = {"internvl": 1, "qwen3_vl": spec.lanes}.get(family, 0)
     assert len(found) == 4 * spec.text.layers + tower * spec.vision.layers + beside
     if family == "qwen2_5_vl":
         assert found["visual.blocks.1.attn.qkv.weight", 2 * spec.vision.hidden, 1] == (

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
+import tiny_llava
 import tiny_qwen
 from edgejudge.bundle import Bundle
 from edgejudge.combinations import Spoken, written_ends
@@ -18,7 +19,11 @@ from edgejudge.runtime import Engine
 from edgejudge.runtime.tree import even_parts
 
 torch.set_num_threads(1)
-FAMILIES: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen}
+FAMILIES: dict[str, Any] = {
+    "smolvlm": tiny,
+    "qwen2_5_vl": tiny_qwen,
+    "llava_onevision": tiny_llava,
+}
 RECIPES = ("exact", "w8", "balanced", "fast")
 PROMPT = [60, 71, 82, 93, 104, 115, 126, 137]
 CASES = [(family, recipe) for family in FAMILIES for recipe in RECIPES]

@@ -64,7 +64,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="shrink larger pictures to this many pixels, in families that keep a picture's own "
-        "grid (default: what the checkpoint says)",
+        "grid or cut crops that suit it (default: what the checkpoint says)",
     )
     parser.add_argument(
         "--kv",
