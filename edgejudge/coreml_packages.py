@@ -1,8 +1,8 @@
 """Core ML packages of a bundle, as Xcode and Core ML want them, and how to call them from Swift.
 
-Takes a bundle with programs of the `coreml` target; writes folders `NAME.mlpackage`, whose files are
-links to the bundle's where the file system has links, and `Judge.swift`, in which every name and
-shape comes from the manifest. Runs nothing.
+Takes a bundle with programs of the `coreml` target; writes folders `NAME.mlpackage`, whose files
+are links to the bundle's where the file system has links, and `Judge.swift`, in which every name
+and shape comes from the manifest. Runs nothing.
 """
 
 import json

@@ -75,8 +75,9 @@ class KvRecord:
 
     `layout` BNSH is [1, kv_heads, rows, head_dim] for both; BNHS has keys as [1, kv_heads,
     head_dim, rows]. "state" is kept by the program itself, as [layers, kv_heads, rows, head_dim],
-    and written to from the row on that it is told. `scales` says what a level of a quantized cache means: "channel" ones are in
-    the graph, "layer" ones in `steps`, of keys and of values for each layer of the graph.
+    and written to from the row on that it is told. `scales` says what a level of a quantized cache
+    means: "channel" ones are in the graph, "layer" ones in `steps`, of keys and of values for each
+    layer of the graph.
     `length_buckets` are the numbers of rows that a cache may have; none is any.
     """
 

@@ -61,8 +61,8 @@ _VARIANTS = (
 
 def variants_of(targets: Sequence[str], kv_bytes: bool = False) -> list[Variant]:
     """Of these targets, in their order; "npu:a16w4" has weights of four bits, "npu:a8w8" matrices
-    that meet bytes; "coreml:chunk64" takes 64 tokens of a prompt at once in place of 128. Raises ExportError for one that is not known, and for any beside the CPU where
-    its cache is of bytes.
+    that meet bytes; "coreml:chunk64" takes 64 tokens of a prompt at once in place of 128. Raises
+    ExportError for one that is not known, and for any beside the CPU where its cache is of bytes.
     """
     found = []
     for target in targets:
