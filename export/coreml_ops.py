@@ -196,7 +196,11 @@ class MilOps:
         return mb.reshape(x=x, shape=[1, grid * grid, 3 * patch * patch])
 
     def table(self, weight: str, rows: NDArray[np.int64]) -> Any:
-        return self._float(f"{weight} table", lambda: self._shared.plain(weight)[rows])
+        def make() -> NDArray[np.float32]:
+            value = self._shared.plain(weight)
+            return value.reshape(-1, value.shape[-1])[rows]
+
+        return self._float(f"{weight} table", make)
 
     def pixel_shuffle(self, x: Any, grid: int, scale: int) -> Any:
         side, views = grid // scale, int(x.shape[0])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, GraphRecord
 from edgejudge.coreml_packages import function_name, package_name
+from edgejudge.models.packing import Packing
 from edgejudge.models.rope import rotation
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.embeddings import Embeddings
@@ -68,7 +69,10 @@ class CoremlJudge:
                 given["window_mask"] = np.maximum(given["window_mask"], _LEAST)
             rows = self.run(graph, given).astype(np.float32)[0]
             some.append(rows if wanted is None else rows[wanted])
-        return np.concatenate(some)
+        found, packing = np.concatenate(some), Packing.of(feeds)
+        if packing is None:
+            return found
+        return np.einsum("tk,tkd->td", packing.shares, found[packing.rows])
 
     def feed(
         self,
