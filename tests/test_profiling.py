@@ -385,3 +385,13 @@ def test_a_preset_is_made_once_and_profiled(
         assert shown.err.count("writing") == (not told)
         told = True
     assert made == ["smolvlm2-2.2b"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_numbers_are_never_cut_on_a_narrow_terminal(
+    bundle: Path, width: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["profile", str(bundle), "--runs", "2"]) == 0
+    (heading,) = [line for line in capsys.readouterr().out.splitlines() if "p50 ms" in line]
+    assert "…" not in heading and ("p95" in heading) == (width == 200)

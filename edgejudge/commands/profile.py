@@ -139,7 +139,37 @@ def run(args: argparse.Namespace) -> int:
     return 4 if against is not None and against.slower else 0
 
 
+def _columns(result: "Profile", width: int) -> dict[str, list[str]]:
+    """Headings with their cells, those left out that would not fit: a number is not cut."""
+    found: dict[str, list[str]] = {}
+    for name, value in result.figures().items():
+        low_high = value.intervals.get("p50", ())
+        cells = {
+            "what": name,
+            "n": str(value.n),
+            "p50 ms": _number(value.p50),
+            "95 %": " to ".join(map(_number, low_high)) or "-",
+            "p90": _number(value.p90),
+            "p95": _number(value.p95),
+            "p99": _number(value.p99),
+            "min": _number(value.min),
+            "max": _number(value.max),
+        }
+        for heading, cell in cells.items():
+            found.setdefault(heading, []).append(cell)
+    for heading in ("p95", "min", "p99", "n", "max"):
+        if sum(max(map(len, (h, *cells))) + 3 for h, cells in found.items()) < width:
+            break
+        del found[heading]
+    return found
+
+
+def _number(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 1000 else f"{ms:.1f}"
+
+
 def _print(result: "Profile", against: "Compared | None") -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -148,15 +178,15 @@ def _print(result: "Profile", against: "Compared | None") -> None:
 
     console = Console()
     _card(result, console)
-    columns = ("what", "n", "p50 ms", "95 %", "p90", "p95", "p99", "min", "max")
     title = printable(f"{result.bundle} ({result.recipe}): {result.of}")
-    table = Table(title=Text(title))
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    for name, value in result.figures().items():
-        span = " to ".join(f"{v:.0f}" for v in value.intervals.get("p50", ())) or "-"
-        rest = (f"{v:.1f}" for v in (value.p90, value.p95, value.p99, value.min, value.max))
-        table.add_row(name, str(value.n), f"{value.p50:.1f}", span, *rest)
+    columns = _columns(result, console.width)
+    table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1))
+    for heading, cells in columns.items():
+        wide = max(map(len, (heading, *cells)))
+        table.add_column(heading, no_wrap=True, justify="right" if heading != "what" else "left")
+        table.columns[-1].min_width = wide
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     console.print(table)
     for name, rate in result.rates.items():
         low, high = rate.intervals.get("p50", (rate.p50, rate.p50))
