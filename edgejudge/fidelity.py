@@ -62,7 +62,7 @@ def export_bundle(
     force: bool = False,
     max_pixels: int | None = None,
     revision: str | None = None,
-    kv_bytes: bool = False,
+    kv: str = "float32",
     targets: Sequence[str] = ("cpu",),
     progress: Progress = lambda *_: None,
 ) -> Manifest:
@@ -70,15 +70,15 @@ def export_bundle(
 
     The decoder is cut into `parts` graphs, or as few as keep the weights of each under
     `part_bytes`. `policies` are compiled into the bundle. `force` replaces a bundle that is there
-    already. `max_pixels` bounds the pictures of a family that keeps their own grid. `kv_bytes`
-    keeps keys and values in signed bytes, a quarter of their room. `accept_flips` is a share of
-    decisions that may flip, in place of the gate's limits. Raises FidelityError for a bundle that
-    is too far from the reference.
+    already. `max_pixels` bounds the pictures of a family that keeps their own grid. `kv` is what
+    keys and values are kept in: "int8" takes a quarter of the room of "float32", "int4" an eighth.
+    `accept_flips` is a share of decisions that may flip, in place of the gate's limits. Raises
+    FidelityError for a bundle that is too far from the reference.
     """
     exporting = exporting_tools()
     target = Path(out).resolve()
     exporting.check_target(target, force)
-    exporting.variants_of(targets, kv_bytes)  # told before anything is read
+    exporting.variants_of(targets, kv)  # told before anything is read
     opened = (
         checkpoint
         if isinstance(checkpoint, exporting.Checkpoint)
@@ -88,7 +88,7 @@ def export_bundle(
     cut.check()
     with exporting.workplace(target, "unsealed") as partial:
         chosen = recipe or exporting.DEFAULT_RECIPE
-        changed, plan = exporting.prepared(opened, chosen, progress, kv_bytes)
+        changed, plan = exporting.prepared(opened, chosen, progress, kv)
         exporting.export(changed, partial, plan, cut, policies, targets=targets, progress=progress)
         bundle = Bundle.open(partial, unsealed=True)
         gate = _Gate(bundle, opened, changed.weights, plan, progress)
