@@ -148,6 +148,12 @@ class Plan:
         plan._chosen = (group, bits)
         return plan
 
+    def only_kv(self) -> "Plan":
+        """The same with its cache, and every weight as the checkpoint has it."""
+        plan = Plan(self.recipe, self._kinds, self._importance, None, self.kv_steps)
+        plan._chosen = ("", 0)
+        return plan
+
     def quantized(self, source: Source, name: str) -> Iterator[QuantizedRows]:
         """The rows of a linear weight, in order; ExportError for a value that is not finite."""
         bits = self.bits_of(name)

@@ -13,7 +13,7 @@ import tiny_qwen
 import tiny_qwen3
 from edgejudge import Judge, Policy
 from edgejudge.bundle import Bundle
-from edgejudge.errors import ProviderError
+from edgejudge.errors import FidelityError, ProviderError
 from edgejudge.export import (
     Exact,
     Reference,
@@ -162,7 +162,7 @@ def test_the_whole_chain_with_a_store(tmp_path: Path, kv: str) -> None:
     policy = Policy.from_yaml(
         "name: p\nversion: 1\nrules:\n  - {id: a, text: t, category: c, conditions: [beer]}\n"
     )
-    export_bundle(
+    manifest = export_bundle(
         checkpoint,
         tmp_path / "bundle",
         "exact",
@@ -170,6 +170,9 @@ def test_the_whole_chain_with_a_store(tmp_path: Path, kv: str) -> None:
         kv=kv,
         accept_flips=1.0,
     )
+    assert manifest.fidelity is not None and manifest.fidelity.decisions is not None
+    # Weights are exact: what moves a probability is the cache, and the report says so.
+    assert manifest.fidelity.decisions.probability_error_max > 1e-3
     picture = canary_image(60, 90)
     found = [
         Judge.load(tmp_path / "bundle", threads=1, prefix_store=tmp_path / "kept").screen(
@@ -179,6 +182,13 @@ def test_the_whole_chain_with_a_store(tmp_path: Path, kv: str) -> None:
     ]
     assert [v.prefix_cache for v in found] == ["miss", "hit"]
     assert found[0].rules == found[1].rules
+
+
+def test_a_refusal_names_the_cache(tmp_path: Path) -> None:
+    checkpoint = tiny.make_checkpoint(tmp_path / "checkpoint", tiling=False)
+    named = r"move most by keys and values in int4 \(0\.\d+\).* --kv float32 keeps keys and values"
+    with pytest.raises(FidelityError, match=named):
+        export_bundle(checkpoint, tmp_path / "bundle", "exact", kv="int4")
 
 
 def test_visual_tokens_that_are_no_numbers_are_refused(bundles: Bundles) -> None:
