@@ -21,7 +21,7 @@ __all__ = ["ArrayStore", "key_of"]
 
 _SUFFIX = ".kv"
 _VERSION = 3
-_TYPES = {"float32": "<f4", "int8": "|i1"}
+_TYPES = {"float32": "<f4", "int8": "|i1", "uint8": "|u1"}
 
 
 def key_of(parts: Iterable[bytes | memoryview]) -> str:
@@ -34,7 +34,7 @@ def key_of(parts: Iterable[bytes | memoryview]) -> str:
 
 
 class ArrayStore:
-    """Arrays of float32 or int8 with one number each. Several threads and processes may share the
+    """Arrays of float32 or bytes with one number each. Several threads and processes may share the
     folder.
     """
 

@@ -62,7 +62,7 @@ def export_bundle(
     force: bool = False,
     max_pixels: int | None = None,
     revision: str | None = None,
-    kv_bytes: bool = False,
+    kv: str = "float32",
     targets: Sequence[str] = ("cpu",),
     progress: Progress = lambda *_: None,
 ) -> Manifest:
@@ -70,15 +70,15 @@ def export_bundle(
 
     The decoder is cut into `parts` graphs, or as few as keep the weights of each under
     `part_bytes`. `policies` are compiled into the bundle. `force` replaces a bundle that is there
-    already. `max_pixels` bounds the pictures of a family that keeps their own grid. `kv_bytes`
-    keeps keys and values in signed bytes, a quarter of their room. `accept_flips` is a share of
-    decisions that may flip, in place of the gate's limits. Raises FidelityError for a bundle that
-    is too far from the reference.
+    already. `max_pixels` bounds the pictures of a family that keeps their own grid. `kv` is what
+    keys and values are kept in: "int8" takes a quarter of the room of "float32", "int4" an eighth.
+    `accept_flips` is a share of decisions that may flip, in place of the gate's limits. Raises
+    FidelityError for a bundle that is too far from the reference.
     """
     exporting = exporting_tools()
     target = Path(out).resolve()
     exporting.check_target(target, force)
-    exporting.variants_of(targets, kv_bytes)  # told before anything is read
+    exporting.variants_of(targets, kv)  # told before anything is read
     opened = (
         checkpoint
         if isinstance(checkpoint, exporting.Checkpoint)
@@ -88,7 +88,7 @@ def export_bundle(
     cut.check()
     with exporting.workplace(target, "unsealed") as partial:
         chosen = recipe or exporting.DEFAULT_RECIPE
-        changed, plan = exporting.prepared(opened, chosen, progress, kv_bytes)
+        changed, plan = exporting.prepared(opened, chosen, progress, kv)
         exporting.export(changed, partial, plan, cut, policies, targets=targets, progress=progress)
         bundle = Bundle.open(partial, unsealed=True)
         gate = _Gate(bundle, opened, changed.weights, plan, progress)
@@ -281,7 +281,9 @@ class _Gate:
         return found
 
     def _blame(self, pictures: "Sequence[CalibrationPicture]") -> str:
-        """Which stored groups move the reference's probabilities most, each tried by itself."""
+        """Which stored groups, or the cache, move the reference's probabilities most, each tried by
+        itself.
+        """
         from edgejudge.export import Exact, Reference, Stored, asked_of, yes_probability
 
         checkpoint = self._checkpoint
@@ -295,18 +297,23 @@ class _Gate:
         truth = answers(Exact(checkpoint.weights))
         records = self._bundle.manifest.quantization
         blocks = [q for q in records if q.scheme.startswith("symmetric")]
-        found: list[tuple[float, str, int]] = []
-        for group in blocks:
-            self._progress("looking for the weights to blame", len(found) / len(blocks))
-            moved = answers(Stored(self._prepared, self._plan.only(group.group, group.bits)))
-            found.append((float(np.abs(moved - truth).mean()), group.group, group.bits))
+        plans = {f"{q.group} in {q.bits} bits": self._plan.only(q.group, q.bits) for q in blocks}
+        more = "--recipe w8 keeps eight everywhere, exact keeps all"
+        if self._plan.kv_steps:
+            plans[f"keys and values in {self._plan.kv_dtype}"] = self._plan.only_kv()
+            more += "; --kv float32 keeps keys and values"
+        found: list[tuple[float, str]] = []
+        for name, plan in plans.items():
+            self._progress("looking for the weights to blame", len(found) / len(plans))
+            moved = answers(Stored(self._prepared, plan))
+            found.append((float(np.abs(moved - truth).mean()), name))
         worst = sorted(found, reverse=True)[:3]
-        named = ", ".join(f"{name} in {bits} bits ({error:.3f})" for error, name, bits in worst)
+        named = ", ".join(f"{name} ({error:.3f})" for error, name in worst)
         if not named:
             return "No weight is quantized: look at the checkpoint."
         return (
             f"Probabilities move most by {named} on {len(asked)} pictures that the gate did not "
-            "use: give these more bits (--recipe w8 keeps eight everywhere, exact keeps all)."
+            f"use: give these more bits ({more})."
         )
 
 

@@ -89,6 +89,15 @@ class KvRecord:
     steps: tuple[tuple[float, ...], ...]
     length_buckets: tuple[int, ...]
 
+    @property
+    def row(self) -> tuple[str, int]:
+        """What holds one head's row of a token: its type, and how many. Two of four bits share a
+        byte, the first in its lower half, from 0 for -8 on.
+        """
+        if self.dtype == "int4":
+            return "uint8", self.head_dim // 2
+        return self.dtype, self.head_dim
+
 
 @dataclass(frozen=True, slots=True)
 class GraphRecord:

@@ -246,8 +246,12 @@ def _kv(
     known = ("state",) if graph.target == "coreml" else ("BNSH", "BNHS")
     if kv.layout not in known:
         yield f"{place}.layout", f"'{brief(kv.layout)}' is not {' or '.join(known)}"
-    if kv.dtype not in ("float32", "float16", "int8", "uint16"):
+    if kv.dtype not in ("float32", "float16", "int8", "int4", "uint16"):
         yield f"{place}.dtype", f"'{brief(kv.dtype)}' is no type of a cache"
+    if kv.dtype in ("int8", "int4") and (graph.target, kv.scales) != ("cpu", "channel"):
+        yield f"{place}.dtype", f"{kv.dtype} is for the cpu target, with scales by channel"
+    if kv.dtype == "int4" and kv.head_dim % 2:
+        yield f"{place}.head_dim", f"{kv.head_dim} channels of four bits fill no whole bytes"
     if kv.scales not in (None, "channel", "layer"):
         yield f"{place}.scales", "expected channel, layer or null"
     yield from _counts(place, kv_heads=kv.kv_heads, head_dim=kv.head_dim)

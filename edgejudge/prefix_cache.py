@@ -19,8 +19,8 @@ __all__ = ["KeptPrefix", "PrefixCache"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptPrefix:
-    """`rows` f32 or int8 [layers, 2, kv_heads, S, head_dim], read-only; `position` is the rope
-    position after them.
+    """`rows` [layers, 2, kv_heads, S, width] as the bundle's cache has them, read-only; `position`
+    is the rope position after them.
     """
 
     rows: NDArray[Any]

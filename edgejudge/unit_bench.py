@@ -42,8 +42,7 @@ class UnitBench:
     def of(cls, engine: Engine) -> Self:
         text, kv = engine.spec.text, engine.bundle.graph("cpu", "decoder", 0).kv
         assert kv is not None, "a decoder graph has a cache"
-        sizes = (text.layers, kv.kv_heads, kv.head_dim, kv.length_buckets, kv.dtype)
-        return cls(engine.stages, KvCache(*sizes))
+        return cls(engine.stages, KvCache.of(kv, text.layers))
 
     @property
     def views(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ holds the rows in hand and what came of the rows before. Knows no graph and no f
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -23,10 +23,20 @@ __all__ = ["Columns", "KvSteps", "Plan", "QuantizedRows"]
 
 _AHEAD = 16
 _WHOLE_TOKEN = 0
-_KV_TOLERANCE = 5e-2  # a last bit may become a level of a key
+_KV_TOLERANCE = {8: 5e-2, 4: 2e-1}  # by bits: a last bit may become a level of a key
 Importance = Callable[[str], NDArray[np.float32] | None]  # weight name -> [K], where it is known
 Columns = Mapping[str, tuple[int, ...]]  # weight name -> columns that stay exact
-KvSteps = tuple[NDArray[np.float32], NDArray[np.float32]]  # of keys and values [kv_heads, H]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KvSteps:
+    """What a level of a layer's cached keys and values means, for each channel [kv_heads, H]; there
+    are two to the power of `bits` levels, from -2 ** (bits - 1) on. A step may be below 0.
+    """
+
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
+    bits: int
 
 
 @cache
@@ -44,7 +54,7 @@ class QuantizedRows(NamedTuple):
 
 class Plan:
     """How each weight is stored: the recipe's precision, which columns matter most, and which stay
-    exact beside integers. `kv_steps` of a layer say that its cache is of bytes.
+    exact beside integers. `kv_steps` of a layer say that its cache is of integers.
     """
 
     def __init__(
@@ -103,9 +113,16 @@ class Plan:
         return Plan(self.recipe, self._kinds, self._importance, exact, self.kv_steps)
 
     def with_kv(self, steps: Mapping[int, KvSteps]) -> "Plan":
-        """The same with a cache of bytes."""
-        recipe = replace(self.recipe, tolerance=max(self.recipe.tolerance, _KV_TOLERANCE))
+        """The same with a cache of integers; without steps, of floats."""
+        allowed = (_KV_TOLERANCE[each.bits] for each in steps.values())
+        recipe = replace(self.recipe, tolerance=max((self.recipe.tolerance, *allowed)))
         return Plan(recipe, self._kinds, self._importance, self._exact, steps)
+
+    @property
+    def kv_dtype(self) -> str:
+        """Of the cache, as a manifest calls it."""
+        bits = {steps.bits for steps in self.kv_steps.values()}
+        return f"int{bits.pop()}" if bits else "float32"
 
     def stored_bits(self, name: str) -> float:
         """Of one weight, its share of the scales included."""
@@ -129,6 +146,12 @@ class Plan:
         """The same for one group in so many bits, everything else as the checkpoint has it."""
         plan = Plan(self.recipe, self._kinds, self._importance, self._exact)
         plan._chosen = (group, bits)
+        return plan
+
+    def only_kv(self) -> "Plan":
+        """The same with its cache, and every weight as the checkpoint has it."""
+        plan = Plan(self.recipe, self._kinds, self._importance, None, self.kv_steps)
+        plan._chosen = ("", 0)
         return plan
 
     def quantized(self, source: Source, name: str) -> Iterator[QuantizedRows]:

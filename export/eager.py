@@ -206,7 +206,8 @@ class EagerOps:
             self._observe(f"keys {layer}", k)
             self._observe(f"values {layer}", v)
         if (steps := self._source.kv_steps(layer)) is not None:
-            k, v = (_to_bytes(x, self.tensor(step)) for x, step in zip((k, v), steps, strict=True))
+            k = _to_levels(k, self.tensor(steps.keys), steps.bits)
+            v = _to_levels(v, self.tensor(steps.values), steps.bits)
         if layer in self._cache:
             past_k, past_v = self._cache[layer]
             k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
@@ -224,10 +225,10 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
-def _to_bytes(x: Tensor, step: Tensor) -> Tensor:
-    """[1, heads, S, H] in signed bytes times a step for each channel [heads, H]."""
-    wide = step[None, :, None]
-    return (x / wide).round().clamp(-128, 127) * wide
+def _to_levels(x: Tensor, step: Tensor, bits: int) -> Tensor:
+    """[1, heads, S, H] in signed integers times a step for each channel [heads, H]."""
+    wide, half = step[None, :, None], 1 << (bits - 1)
+    return (x / wide).round().clamp(-half, half - 1) * wide
 
 
 def _rounded(x: Tensor, run: int, exact: list[int]) -> Tensor:

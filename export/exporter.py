@@ -33,7 +33,7 @@ from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import Compiler
 from edgejudge.export.graphs import GraphWriter, Runs
 from edgejudge.export.importance import column_importance
-from edgejudge.export.kv_steps import kv_steps
+from edgejudge.export.kv_steps import check_kv, kv_steps
 from edgejudge.export.ledger import Ledger
 from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.parts import Cut, coreml_parts, layer_bytes, npu_parts, slices
@@ -99,7 +99,7 @@ def export(
     plan = recipe
     if isinstance(plan, str):
         opened, plan = prepared(opened, plan, progress)
-    variants = variants_of(targets, bool(plan.kv_steps))
+    variants = variants_of(targets, plan.kv_dtype)
     with workplace(target, "partial") as partial:
         try:
             partial.mkdir(parents=True)
@@ -117,11 +117,12 @@ def prepared(
     checkpoint: Checkpoint,
     recipe: str,
     progress: Callable[[str, float], None] = lambda *_: None,
-    kv_bytes: bool = False,
+    kv: str = "float32",
 ) -> tuple[Checkpoint, Plan]:
     """The checkpoint as a recipe wants it, the same function with other weights; and how they are
-    stored. `kv_bytes` keeps keys and values as bytes.
+    stored. `kv` is what keys and values are kept in: "float32", "int8" or "int4".
     """
+    check_kv(kv, checkpoint)
     plan = plan_of(checkpoint, recipe, progress)
     if plan.recipe.smooth:
         progress("smoothing activations", 0.0)
@@ -131,9 +132,9 @@ def prepared(
         names = [n for n, _ in checkpoint.family.weight_names(checkpoint.spec) if plan.integer(n)]
         exact = side_columns(checkpoint, sites_of(checkpoint, names), plan.recipe.side_gain)
         plan = plan.with_exact(exact)
-    if kv_bytes:
+    if kv != "float32":
         progress("looking at keys and values", 0.0)
-        plan = plan.with_kv(kv_steps(checkpoint))
+        plan = plan.with_kv(kv_steps(checkpoint, kv))
     return checkpoint, plan
 
 
@@ -230,7 +231,7 @@ def _fill(
             labels.token_ids,
             maker(plan),
             None if writing is None else maker(writing),
-            "int8" if plan.kv_steps else "float32",
+            plan.kv_dtype,
             bool(recipe.integer) and recipe.integer_bits == 8,
         )
         runs = _runs(checkpoint, plan, cut, variants)

@@ -61,7 +61,7 @@ class GraphWriter:
     label_rows: tuple[int, ...]
     judging: Callable[[str], OnnxOps]
     writing: Callable[[str], OnnxOps] | None
-    kv_dtype: str  # "float32", or "int8" where builders have steps for it
+    kv_dtype: str  # of the cache that builders make: "float32", or "int8" or "int4"
     wide_integers: bool  # which some processors cannot add up
 
     def write(self, runs: Runs) -> Written:
@@ -116,10 +116,20 @@ class GraphWriter:
         ops, text = make(f"{stage}_{index}"), self.spec.text
         hidden, rotation = pass_inputs(ops, self.spec, layers.start, "S", "T")
         length_inputs(ops)
-        cache = (1, text.kv_heads, "C", text.head_dim)
+        kv = KvRecord(
+            layout="BNSH",
+            dtype=self.kv_dtype,
+            kv_heads=text.kv_heads,
+            head_dim=text.head_dim,
+            scales=None if self.kv_dtype == "float32" else "channel",
+            steps=(),
+            length_buckets=tuple(buckets(text.max_positions)),
+        )
+        dtype, width = kv.row
+        cache = (1, text.kv_heads, "C", width)
         for layer in layers:
             for name in ("key", "value"):
-                ops.input(f"past_{name}_{layer}", self.kv_dtype, *cache)
+                ops.input(f"past_{name}_{layer}", dtype, *cache)
         last = layers[-1] == text.layers - 1
         rows = ops.input("rows", "int64", "R") if last else None
         hidden = self.family.decoder(ops, self.spec, hidden, rotation, layers, rows)
@@ -128,16 +138,7 @@ class GraphWriter:
         for layer in layers:
             for name in ("key", "value"):
                 value = f"present_{name}_{layer}"
-                ops.output(value, value, self.kv_dtype, *cache)
-        kv = KvRecord(
-            layout="BNSH",
-            dtype=self.kv_dtype,
-            kv_heads=text.kv_heads,
-            head_dim=text.head_dim,
-            scales="channel" if self.kv_dtype == "int8" else None,
-            steps=(),
-            length_buckets=tuple(buckets(text.max_positions)),
-        )
+                ops.output(value, value, dtype, *cache)
         return save(self.folder, ops, stage, index, kv), ops.weight_bytes
 
     def _head(

@@ -353,11 +353,11 @@ class OnnxOps(OnnxGraph):
             *("", "", "", "attention_bias"),
         ]
         more: dict[str, Any] = {}
-        if layer in self._plan.kv_steps:
-            keys, values = (self._kv_step(name, layer) for name in ("key", "value"))
-            inputs += ["", keys, values]
+        if (steps := self._plan.kv_steps.get(layer)) is not None:
+            held = (("key", steps.keys), ("value", steps.values))
+            inputs += ["", *(self._kv_step(f"{name}_step_{layer}", each) for name, each in held)]
             more = {f"{name}_quant_type": "PER_CHANNEL" for name in "kv"}
-            more["kv_cache_bit_width"] = 8
+            more["kv_cache_bit_width"] = steps.bits
         return self._node(
             "GroupQueryAttention",
             inputs,
@@ -370,10 +370,9 @@ class OnnxOps(OnnxGraph):
             **more,
         )
 
-    def _kv_step(self, name: str, layer: int) -> str:
+    def _kv_step(self, name: str, step: NDArray[np.float32]) -> str:
         """[1, kv_heads, 1, H]"""
-        step = self._plan.kv_steps[layer][name == "value"]
-        return self._weight(f"{name}_step_{layer}", _FLOAT_FILE, lambda: step[None, :, None])
+        return self._weight(name, _FLOAT_FILE, lambda: step[None, :, None])
 
 
 def _never() -> NDArray[np.generic]:

@@ -37,9 +37,7 @@ class Weights(Protocol):
         """Channels that are not rounded there, and do not count for the others' scale."""
 
     def kv_steps(self, layer: int) -> KvSteps | None:
-        """What a byte of the layer's cached keys and values means, for each channel [kv_heads, H];
-        None is a cache of floats.
-        """
+        """What a level of the layer's cached keys and values means; None is a cache of floats."""
 
     def exact_rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
         """Some rows of a matrix, as the checkpoint has them."""

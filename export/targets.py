@@ -59,10 +59,11 @@ _VARIANTS = (
 )
 
 
-def variants_of(targets: Sequence[str], kv_bytes: bool = False) -> list[Variant]:
+def variants_of(targets: Sequence[str], kv: str = "float32") -> list[Variant]:
     """Of these targets, in their order; "npu:a16w4" has weights of four bits, "npu:a8w8" matrices
     that meet bytes; "coreml:chunk64" takes 64 tokens of a prompt at once in place of 128. Raises
-    ExportError for one that is not known, and for any beside the CPU where its cache is of bytes.
+    ExportError for one that is not known, and for any beside the CPU where its cache `kv` is of
+    integers.
     """
     found = []
     for target in targets:
@@ -72,9 +73,9 @@ def variants_of(targets: Sequence[str], kv_bytes: bool = False) -> list[Variant]
         if target != "cpu" and not some:
             raise ExportError(f"no target is called {target!r}; known: {', '.join(TARGETS)}")
         found += some
-    if found and kv_bytes:
+    if found and kv != "float32":
         raise ExportError(
-            "keys and values in bytes are for the cpu target alone; leave out --kv int8, or the "
+            f"keys and values in {kv} are for the cpu target alone; leave out --kv {kv}, or the "
             "other targets"
         )
     return list(dict.fromkeys(found))

@@ -217,6 +217,11 @@ def _graph(
         for which in ("key", "value")
         for layer in range(part.first_layer, part.last_layer + 1)
     }
-    given = {tensor.name for tensor in graph.inputs if tensor.name.startswith("past_")}
-    if given != wanted or len(graph.outputs) != 1 + len(wanted):
+    given = [tensor for tensor in graph.inputs if tensor.name.startswith("past_")]
+    if {tensor.name for tensor in given} != wanted or len(graph.outputs) != 1 + len(wanted):
         yield f"{place}.inputs", f"keys and values are not those of part {graph.part}"
+    dtype, width = kv.row
+    if graph.target == "cpu" and any(
+        (tensor.dtype, tensor.shape[-1:]) != (dtype, (str(width),)) for tensor in given
+    ):
+        yield f"{place}.inputs", f"keys and values are not of {width} {dtype}, as {kv.dtype} is"

@@ -32,6 +32,7 @@ from edgejudge.runtime.views import Views
 __all__ = ["Engine", "Prefix"]
 
 _TARGET = "cpu"
+_CACHES = ("float32", "int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,12 @@ class Engine:
         chosen = settings or kept_settings(bundle) or Settings(default_threads())
         spec = ModelSpec.from_json(bundle.manifest.spec)
         kv = bundle.graph(_TARGET, "decoder", 0).kv
-        if kv is None or kv.layout != "BNSH" or kv.dtype not in ("float32", "int8"):
+        if kv is None or kv.layout != "BNSH" or kv.dtype not in _CACHES:
             raise BundleError(
-                f"{bundle.path}: the decoder's cache is {kv}, expected BNSH in float32 or int8"
+                f"{bundle.path}: the decoder's cache is {kv}, expected BNSH in one of "
+                f"{', '.join(_CACHES)}"
             )
-        cache = KvCache(spec.text.layers, kv.kv_heads, kv.head_dim, kv.length_buckets, kv.dtype)
+        cache = KvCache.of(kv, spec.text.layers)
         count = chosen.threads if threads is None else threads
         check_overflow(bundle, _TARGET, count)
         sizes = (count, chosen.chunk, chosen.pack_tokens)
@@ -239,7 +241,7 @@ class Engine:
     def snapshot(
         self, prefix: Prefix, after: Prefix | None = None, most: int | None = None
     ) -> NDArray[Any] | None:
-        """A copy of a prefix's keys and values behind `after`: [layers, 2, kv_heads, S, head_dim],
+        """A copy of a prefix's keys and values behind `after`: [layers, 2, kv_heads, S, width],
         for `restore`. None where it would take more than `most` bytes, or holds what is no number.
         """
         self._must_hold(prefix)

@@ -7,11 +7,12 @@ know tokens, positions or sessions.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgejudge.bundle import KvRecord
 from edgejudge.errors import InputError
 
 __all__ = ["KvCache"]
@@ -19,8 +20,9 @@ __all__ = ["KvCache"]
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class KvCache:
-    """BNSH buffers [1, kv_heads, capacity, head_dim] of `layers` layers; capacity is one of
-    `buckets`.
+    """BNSH buffers [1, kv_heads, capacity, width] of `layers` layers; capacity is one of `buckets`,
+    and `width` what holds a head's channels: as many, or half as many bytes where they have four
+    bits. What a level means is the graphs'.
 
     `cursor` counts the valid tokens. It is not a rope position: packed branches lie one after
     another in the cache and share their positions.
@@ -28,15 +30,21 @@ class KvCache:
 
     layers: int
     kv_heads: int
-    head_dim: int
+    width: int
     buckets: tuple[int, ...]
-    dtype: str = "float32"  # or int8, whose scales are the graphs'
+    dtype: str = "float32"
     cursor: int = 0
     capacity: int = 0
     keys: list[NDArray[Any]] = field(default_factory=list)
     values: list[NDArray[Any]] = field(default_factory=list)
     # Told of each rewind, after which the rows behind it may become others.
     watchers: list[Callable[[int], None]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, kv: KvRecord, layers: int) -> Self:
+        """As a graph's record wants it, with nothing reserved yet."""
+        dtype, width = kv.row
+        return cls(layers, kv.kv_heads, width, kv.length_buckets, dtype)
 
     def reserve(self, tokens: int) -> None:
         """Room for `tokens` more after the cursor; a larger bucket keeps what is valid.
@@ -48,7 +56,7 @@ class KvCache:
             return
         self.capacity = self.bucket(need)
         if not self.keys:
-            nothing = np.zeros((1, self.kv_heads, 0, self.head_dim), self.dtype)
+            nothing = np.zeros((1, self.kv_heads, 0, self.width), self.dtype)
             self.keys = [nothing] * self.layers
             self.values = [nothing] * self.layers
         self.keys = [self._grown(old) for old in self.keys]
@@ -78,7 +86,7 @@ class KvCache:
             watcher(cursor)
 
     def read(self, begin: int, end: int) -> NDArray[Any]:
-        """A copy of valid rows: [layers, 2, kv_heads, end - begin, head_dim]."""
+        """A copy of valid rows: [layers, 2, kv_heads, end - begin, width]."""
         assert 0 <= begin <= end <= self.cursor, "only valid rows can be read"
         pairs = zip(self.keys, self.values, strict=True)
         return np.stack(
@@ -97,7 +105,7 @@ class KvCache:
     @property
     def row_bytes(self) -> int:
         """What one token takes over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * np.dtype(self.dtype).itemsize
+        return 2 * self.layers * self.kv_heads * self.width * np.dtype(self.dtype).itemsize
 
     @property
     def nbytes(self) -> int:
@@ -105,6 +113,6 @@ class KvCache:
 
     def _grown(self, old: NDArray[Any]) -> NDArray[Any]:
         # zeros, not empty: masked rows are still multiplied by a zero weight, and NaN x 0 is NaN.
-        new = np.zeros((1, self.kv_heads, self.capacity, self.head_dim), self.dtype)
+        new = np.zeros((1, self.kv_heads, self.capacity, self.width), self.dtype)
         new[:, :, : self.cursor] = old[:, :, : self.cursor]
         return new

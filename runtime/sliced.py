@@ -229,7 +229,7 @@ class SlicedEngine:
         if kv is None:
             raise AssertionError("a decoder graph has a cache")
         layers = part.last_layer + 1 - part.first_layer
-        return KvCache(layers, kv.kv_heads, kv.head_dim, kv.length_buckets, kv.dtype)
+        return KvCache.of(kv, layers)
 
     def _run(self, picture: _Picture, part: PartRecord, session: Session, cache: KvCache) -> None:
         cache.rewind(0)

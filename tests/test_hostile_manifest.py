@@ -94,6 +94,7 @@ def test_every_kind_of_field_refuses_what_does_not_belong_there() -> None:
 
 
 def test_numbers_out_of_range_are_refused_by_the_name_of_the_field() -> None:
+    packed = {**MANIFEST["graphs"][1]["kv"], "dtype": "int4", "scales": "channel"}
     cases: tuple[tuple[Path_, Any, str], ...] = (
         (("band",), -0.1, "band: -0.1 is not from 0"),
         (("canary", "tolerance"), 1e6, "canary.tolerance"),
@@ -111,6 +112,9 @@ def test_numbers_out_of_range_are_refused_by_the_name_of_the_field() -> None:
         (("graphs", 0, "stage"), "a b", r"graphs\[0\].stage"),
         (("graphs", 1, "kv", "kv_heads"), 10**6, r"graphs\[1\].kv"),
         (("graphs", 1, "kv", "length_buckets"), [2**62], r"graphs\[1\].kv.length_buckets"),
+        (("graphs", 1, "kv", "dtype"), "int4", "for the cpu target, with scales by channel"),
+        (("graphs", 1, "kv"), packed, "keys and values are not of 16 uint8, as int4 is"),
+        (("graphs", 1, "kv"), {**packed, "head_dim": 31}, r"kv.head_dim: 31 channels of four bits"),
         (("graphs", 1, "part"), 5, r"graphs\[1\].part"),
         (("label_rows", 0), 10**6, "label_rows"),
         (("labels", "yes"), [10**6], "labels.yes"),

@@ -150,5 +150,7 @@ def test_targets_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     given = ["export", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]
     assert main([*given, "--targets", "cpu,tpu"]) == 2
     assert "no target is called 'tpu'; known: cpu, gpu, npu, npu:a16w4" in capsys.readouterr().err
-    assert main([*given, "--targets", "gpu", "--kv", "int8"]) == 2
-    assert "for the cpu target alone" in capsys.readouterr().err
+    for kv in ("int8", "int4"):
+        assert main([*given, "--targets", "gpu", "--kv", kv]) == 2
+        wanted = f"keys and values in {kv} are for the cpu target alone; leave out --kv {kv}"
+        assert wanted in capsys.readouterr().err

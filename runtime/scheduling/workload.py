@@ -12,6 +12,7 @@ from edgejudge.bundle import Bundle
 from edgejudge.errors import InputError
 from edgejudge.models.prompt import screen_ids
 from edgejudge.models.spec import ModelSpec
+from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.scheduling.graph import Edge, Task, TaskGraph, joined
 from edgejudge.runtime.settings import Settings
 from edgejudge.runtime.tree import even_parts
@@ -43,7 +44,7 @@ class Sizes:
         manifest = bundle.manifest
         spec = ModelSpec.from_json(manifest.spec)
         kv = bundle.graph("cpu", "decoder", 0).kv
-        wide = 1 if kv is not None and kv.dtype == "int8" else 4
+        assert kv is not None, "a decoder graph has a cache"
         sizes = {file.name: file.bytes for file in manifest.files}
         vision = {
             name
@@ -62,7 +63,7 @@ class Sizes:
             tuple(part.weight_bytes for part in manifest.parts),
             sum(sizes.get(name, 0) for name in vision - shared),
             spec.text.hidden,
-            2 * spec.text.kv_heads * spec.text.head_dim * wide,
+            KvCache.of(kv, 1).row_bytes,
             view_tokens(spec),
             chunk=settings.chunk,
             pack_tokens=settings.pack_tokens,

@@ -1,5 +1,5 @@
 """Pieces of a layer in two forms: matrices that share an input apart and as one, a norm apart from
-the sum before it and fused with it, attention over floats and over bytes.
+the sum before it and fused with it, attention over floats and over integers.
 
 Takes threads; times both forms in turns, for a prompt (integers) and for one token (4 bits), at the
 shapes of a 1.5B decoder, SmolVLM2's and a SigLIP tower. Prints medians and their ratio. Not a test:
@@ -108,24 +108,29 @@ def norms(kind: str, width: int, fused: bool) -> Piece:
     return piece
 
 
-def attention(heads: int, kv_heads: int, head_dim: int, tokens: int, kept: bool) -> Piece:
-    """Over a cache of floats, or of bytes with a step for each channel."""
+def attention(heads: int, kv_heads: int, head_dim: int, tokens: int, bits: int) -> Piece:
+    """Over a cache of floats, or of 8 or 4 bits with a step for each channel."""
     piece, total = Piece(heads * head_dim), _CONTEXT + tokens
     rng = np.random.default_rng(2)
     shape = (1, kv_heads, total, head_dim)
     values = rng.normal(0, 1, shape).astype(np.float32)
-    cache = np.clip(np.rint(values * 30), -128, 127).astype(np.int8) if kept else values
+    most = 1 << (bits - 1)
+    step = 4 / most
+    levels = np.clip(np.rint(values / step), -most, most - 1).astype(np.int64)
+    cache = values if bits == 32 else levels.astype(np.int8)
+    if bits == 4:  # the lower half of a byte first, from 0 for -8 on
+        cache = ((levels[..., ::2] + 8) | (levels[..., 1::2] + 8) << 4).astype(np.uint8)
     new = rng.normal(0, 1, (1, tokens, kv_heads * head_dim)).astype(np.float32)
     length = piece.hold(np.array([total - 1], np.int32))
     bias = piece.hold(np.zeros((1, 1, tokens, total), np.float32))
     inputs = ["x", piece.hold(new), piece.hold(new), piece.hold(cache), piece.hold(cache)]
     inputs += [length, piece.hold(np.array(total, np.int32)), "", "", "", bias]
     more: dict[str, object] = {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": 0}
-    if kept:
-        steps = np.full((1, kv_heads, 1, head_dim), 1 / 30, np.float32)
+    if bits < 32:
+        steps = np.full((1, kv_heads, 1, head_dim), step, np.float32)
         inputs += ["", piece.hold(steps), piece.hold(steps)]
         more |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
-        more["kv_cache_bit_width"] = 8
+        more["kv_cache_bit_width"] = bits
     piece.outputs += piece.add("GroupQueryAttention", inputs, 3, **more)[:1]
     return piece
 
@@ -155,8 +160,10 @@ def main() -> None:
         cases.append((f"sum and {name} norm: apart, fused", n, forms))
     for heads, kv_heads, head_dim in ((12, 2, 128), (32, 32, 64)):
         for n in (256, 1):
-            forms = [attention(heads, kv_heads, head_dim, n, kept) for kept in (False, True)]
-            cases.append((f"attention, {heads} heads over {kv_heads}: floats, bytes", n, forms))
+            for bits in (8, 4):
+                forms = [attention(heads, kv_heads, head_dim, n, each) for each in (32, bits)]
+                name = f"attention, {heads} heads over {kv_heads}: floats, {bits} bits"
+                cases.append((name, n, forms))
     rng = np.random.default_rng(1)
     for name, tokens, pieces in cases:
         dtype = TensorProto.UINT8 if "integers" in name else TensorProto.FLOAT
