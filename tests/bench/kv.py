@@ -57,7 +57,7 @@ Answers = NDArray[np.float64]  # P(yes) of every decision, one picture after ano
 
 
 def pictures_of(opened: Checkpoint, most: int) -> list[CalibrationPicture]:
-    """Those that no choice of the export has seen, asked what the judge knows; or drawn ones."""
+    """Those that no step was fitted to, asked what the judge knows; or drawn ones."""
     if opened.calibration_folder is None:
         side = opened.image.example_size[0]
         return [
