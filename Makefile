@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-limits bench-recipes bench-export bench-rules bench-schedule bench-devices bench-contention bench-trace soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
+.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-ablation bench-limits bench-recipes bench-export bench-rules bench-schedule bench-devices bench-contention bench-trace soak preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -167,6 +167,9 @@ bench-prefill: $(VENV)/.runtime  ## where a prompt's time goes, operator by oper
 
 bench-side: $(VENV)/.test  ## how many exact columns outliers need that were put into a judge
 	$(BIN)/python tests/bench/side.py $(CHECKPOINTS)
+
+bench-ablation: $(VENV)/.test  ## rotation, smoothing and exact columns, each alone and together (BENCH_ARGS="--only nano --time")
+	$(BIN)/python tests/bench/ablation.py $(BENCH_ARGS)
 
 bench-pieces: $(VENV)/.test  ## pieces of a layer in two forms: apart and fused, floats and bytes
 	$(BIN)/python tests/bench/pieces.py

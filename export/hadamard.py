@@ -10,6 +10,7 @@ of a width, with a Hartley matrix of its odd part, whose numbers reach 1.42 time
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,11 @@ class Turn:
         signs = np.random.default_rng(seed).integers(0, 2, width) * 2.0 - 1.0
         self._signs: Matrix = signs / math.sqrt(width)
 
-    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """x [..., n * width] -> the same, each run of `width` numbers times Q, in float64."""
-        runs = x.reshape(-1, self.width) * self._signs
-        runs = runs.reshape(-1, len(self._left), len(self._right)) @ self._right
-        turned: NDArray[np.float32] = (self._left.T @ runs).astype(np.float32)
+        runs = x.reshape(-1, self.width).astype(np.float64) * self._signs
+        mixed = runs.reshape(-1, len(self._left), len(self._right)) @ self._right
+        turned: NDArray[np.float32] = (self._left.T @ mixed).astype(np.float32)
         return turned.reshape(x.shape)
 
 

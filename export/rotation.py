@@ -3,12 +3,13 @@
 Takes a checkpoint; gives it with other weights, and nothing to compute when it runs. Norms are
 folded into the matrices behind them; then every matrix that reads the stream is multiplied by an
 orthogonal Q, and everything that writes into it by its inverse (QuaRot, Ashkboos et al. 2024, with
-Q a Hadamard matrix of drawn signs). Values of attention are turned too, each head for itself.
-Knows no recipe and no family: where weights meet the stream is read from its forward pass.
+Q a Hadamard matrix of drawn signs; but for the turns inside a layer, which cost time or, of values
+of attention, did more harm than good where a channel is large for every token). Knows no recipe and
+no family: where weights meet the stream is read from its forward pass.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from threading import Lock
 
 import numpy as np
@@ -21,7 +22,7 @@ from edgejudge.export.weights import Source, matrix_shape, row_blocks
 
 __all__ = ["Rotated", "rotated", "rotated_by"]
 
-_STREAM_SEED, _VALUES_SEED = 0, 1
+_SEED = 0
 
 
 def rotated(checkpoint: Checkpoint) -> Checkpoint:
@@ -39,28 +40,6 @@ def rotated_by(checkpoint: Checkpoint, stream: Stream) -> Checkpoint:
     return replace(checkpoint, spec=replace(checkpoint.spec, text=text), weights=turned)
 
 
-@dataclass(slots=True)
-class _Turns:
-    """Weight name -> what its rows, or its last axis, are multiplied with."""
-
-    rows: dict[str, Turn] = field(default_factory=dict)
-    columns: dict[str, Turn] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, stream: Stream, width: int) -> "_Turns":
-        turn = Turn(width, _STREAM_SEED)
-        found = cls(
-            rows=dict.fromkeys(stream.writers, turn),
-            columns=dict.fromkeys([*stream.readers, *stream.vectors], turn),
-        )
-        for values in stream.values:
-            turn = Turn(values.head_dim, _VALUES_SEED)
-            found.rows[values.maker] = found.columns[values.user] = turn
-            if values.bias is not None:
-                found.columns[values.bias] = turn
-        return found
-
-
 class Rotated:
     """A `Source`. Rows that are only multiplied from the right are made as they are asked for; of
     matrices whose rows are mixed the last one is held.
@@ -70,7 +49,8 @@ class Rotated:
         self._source = source
         self._ones = stream.norms
         self._folded: Mapping[str, str | None] = stream.readers
-        self._turns = _Turns.of(stream, width)
+        self._turn = Turn(width, _SEED)
+        self._by_rows, self._by_columns = stream.writers, {*stream.readers, *stream.vectors}
         self._held: tuple[str, NDArray[np.float32]] | None = None
         self._lock = Lock()  # rows are quantized on several threads
 
@@ -86,7 +66,7 @@ class Rotated:
 
     def rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
         some = index if isinstance(index, slice) else list(index)
-        if name in self._turns.rows:
+        if name in self._by_rows:
             return self._mixed(name)[some]
         if name in self._ones or len(self.shape(name)) > 1:
             return self._turned(name, self._source.rows(name, index))
@@ -96,10 +76,10 @@ class Rotated:
         """Some rows of a weight with their last axis turned."""
         if name in self._ones:
             return np.ones_like(rows)
-        norm, turn = self._folded.get(name), self._turns.columns.get(name)
-        if norm is not None:
-            rows = rows * self._source(norm).astype(np.float64)
-        return rows if turn is None else turn(rows)
+        if name not in self._by_columns:
+            return rows
+        norm = self._folded.get(name)
+        return self._turn(rows if norm is None else rows * self._source(norm).astype(np.float64))
 
     def _mixed(self, name: str) -> NDArray[np.float32]:
         with self._lock:
@@ -114,7 +94,6 @@ class Rotated:
         for some in row_blocks(rows, inner):
             found = self._source.rows(name, some)
             whole[some] = self._turned(name, found.reshape(len(found), inner))
-        turn = self._turns.rows[name]
         for some in row_blocks(inner, rows):  # columns, a few at a time
-            whole[:, some] = turn(np.ascontiguousarray(whole[:, some].T)).T
+            whole[:, some] = self._turn(np.ascontiguousarray(whole[:, some].T)).T
         return whole.reshape(self._source.shape(name))

@@ -1,8 +1,8 @@
 """Where a decoder's residual stream is written and read, found by following the family's own pass.
 
 Takes a family and its spec; gives the weights whose rows, columns or numbers are channels of the
-stream, and those that make and use values of attention. A use that would see the stream in another
-basis is an ExportError. Knows no family and no rotation.
+stream. A use that would see the stream in another basis is an ExportError. Knows no family and no
+rotation.
 """
 
 from __future__ import annotations
@@ -19,19 +19,7 @@ from edgejudge.export.weights import Source, matrix_shape
 from edgejudge.models.family import Family
 from edgejudge.models.spec import ModelSpec
 
-__all__ = ["Stream", "Values", "residual_stream"]
-
-
-@dataclass(frozen=True, slots=True)
-class Values:
-    """A matrix that makes values of attention, each head `head_dim` of its rows, and the one that
-    uses their means.
-    """
-
-    maker: str
-    bias: str | None
-    user: str
-    head_dim: int
+__all__ = ["Stream", "residual_stream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +29,6 @@ class Stream:
     readers: Mapping[str, str | None]  # matrix -> the norm before it
     writers: frozenset[str]  # matrices whose rows are channels
     vectors: frozenset[str]  # biases, tables and learned tokens: their last axis is the channels
-    values: tuple[Values, ...]
 
     @property
     def norms(self) -> frozenset[str]:
@@ -72,7 +59,6 @@ class _Value:
     opaque: bool = False
     stream: bool = False
     norm: str | None = None  # the stream behind this norm
-    values: tuple[str, str | None, int] | None = None  # means of values, by maker and bias
 
     def joined(self, other: _Value) -> _Value:
         return _Value(
@@ -93,20 +79,18 @@ class _Following:
     readers: dict[str, str | None] = field(default_factory=dict)
     writers: set[str] = field(default_factory=set)
     vectors: set[str] = field(default_factory=set)
-    values: list[Values] = field(default_factory=list)
     elsewhere: set[str] = field(default_factory=set)  # makers of what something new was made of
 
     def found(self) -> Stream:
         for name in sorted((self.writers | self.vectors) & self.elsewhere):
             raise self._refused(f"what {name} writes into it is used elsewhere too")
-        values = tuple(v for v in self.values if v.maker not in self.elsewhere)
-        return Stream(self.readers, frozenset(self.writers), frozenset(self.vectors), values)
+        return Stream(self.readers, frozenset(self.writers), frozenset(self.vectors))
 
     def enters(self, value: _Value) -> None:
         """Something is added to the stream, or begins it."""
         if value.stream:
             return
-        if value.opaque or value.norm or value.values:
+        if value.opaque or value.norm is not None:
             raise self._refused("something is written into it that no matrix makes")
         for name in value.matrices | value.vectors:
             axis = 0 if name in value.matrices else -1
@@ -126,8 +110,6 @@ class _Following:
             if value.stream or value.norm is not None:
                 raise self._refused("something that is no matrix uses it")
             self.elsewhere |= value.matrices | value.vectors
-            if value.values is not None:
-                self.elsewhere.add(value.values[0])
         return _Value(opaque=True)
 
     def __getattr__(self, op: str) -> Any:
@@ -145,8 +127,6 @@ class _Following:
             if columns != self.spec.text.hidden or self.readers.get(weight, x.norm) != x.norm:
                 raise self._refused(f"{weight} reads it in two ways or in another shape")
             self.readers[weight] = x.norm
-        elif x.values is not None:
-            self.values.append(Values(x.values[0], x.values[1], weight, x.values[2]))
         else:
             self._other(x)
         return _Value(frozenset((weight,)), frozenset(() if bias is None else (bias,)))
@@ -161,22 +141,6 @@ class _Following:
         self.enters(x)
         self.enters(y)
         return _Value(stream=True)
-
-    def cached_attention(
-        self,
-        q: _Value,
-        k: _Value,
-        v: _Value,
-        layer: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        scale: float,
-    ) -> _Value:
-        self._other(q, k)
-        if len(v.matrices) != 1 or len(v.vectors) > 1 or v.opaque:
-            return self._other(v)
-        return _Value(values=(*v.matrices, next(iter(v.vectors), None), head_dim))
 
     def split(self, x: _Value, parts: int, of: str = "") -> tuple[_Value, ...]:
         """Of the stream: its lanes."""
@@ -214,7 +178,7 @@ class _Following:
 
 
 def _plain(value: _Value) -> bool:
-    return not (value.stream or value.norm or value.values)
+    return not value.stream and value.norm is None
 
 
 def _values_in(given: Any) -> Iterable[_Value]:
