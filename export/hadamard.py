@@ -27,8 +27,8 @@ class Turn:
     def __init__(self, width: int, seed: int) -> None:
         self.width = width
         self._left, self._right = _factors(width)
-        signs = np.random.default_rng(seed).integers(0, 2, width) * 2.0 - 1.0
-        self._signs: Matrix = signs / math.sqrt(width)
+        drawn = np.random.default_rng(seed).integers(0, 2, width)
+        self._signs = np.where(drawn, 1.0, -1.0).astype(np.float64) / math.sqrt(width)
 
     def __call__(self, x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """x [..., n * width] -> the same, each run of `width` numbers times Q, in float64."""

@@ -62,7 +62,7 @@ class Means(NamedTuple):
 
 def recipes() -> Iterator[tuple[str, Means, Recipe]]:
     every = [Means(r, s, e) for e in (False, True) for s in (False, True) for r in (False, True)]
-    few = [Means(), Means(False, True, True), Means(True, False, True), Means(True, True, True)]
+    few = [Means(), Means(False, True, True), Means(True, True, True)]
     tried = {"fast": every, "fast8": few, "small": every[:4]}  # no columns beside blocks
     for name, combinations in tried.items():
         base = recipe_named(name)
@@ -149,8 +149,8 @@ def prefill_tok_s(bundles: list[Path]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=JUDGES, help="this judge alone")
-    parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument("--conditions", type=int, default=12, help="of each picture")
+    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--conditions", type=int, default=24, help="of each picture")
     parser.add_argument("--time", action="store_true", help="prefill of bundles too")
     args = parser.parse_args()
     torch.set_num_threads(1)
