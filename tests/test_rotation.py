@@ -13,6 +13,7 @@ import outliers
 import tiny
 import tiny_qwen
 import tiny_qwen3
+from edgejudge.bundle import Bundle, read_manifest
 from edgejudge.errors import ExportError
 from edgejudge.export import (
     CalibrationPicture,
@@ -20,15 +21,20 @@ from edgejudge.export import (
     Exact,
     Reference,
     asked_of,
+    export,
     open_checkpoint,
+    prepared,
+    recipe_named,
 )
 from edgejudge.export.hadamard import Turn
 from edgejudge.export.rotation import Rotated, rotated, rotated_by
 from edgejudge.export.stream import Stream, residual_stream
 from edgejudge.export.weights import row_blocks
+from edgejudge.goldens import graph_error
 from edgejudge.models.families import FAMILIES
 from edgejudge.models.image import canary_image
 from edgejudge.models.preset import PRESETS, preset_named
+from edgejudge.runtime import Engine
 
 torch.set_num_threads(1)
 MAKERS: dict[str, Any] = {"smolvlm": tiny, "qwen2_5_vl": tiny_qwen, "qwen3_vl": tiny_qwen3}
@@ -245,6 +251,25 @@ def test_whatever_is_forgotten_shows(
     for what, places in wrong.items():
         moved = np.abs(logits(rotated_by(opened, places)) - truth).max()
         assert moved > 1e-2, what
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_rotated_bundle_answers_as_the_checkpoint(
+    checkpoints: dict[tuple[str, bool], Checkpoint], family: str, tmp_path: Path
+) -> None:
+    """Embeddings, visual tokens, lanes and both heads arrive turned; its golden vectors are what
+    the checkpoint itself says of them.
+    """
+    opened = checkpoints[family, True]
+    changed, plan = prepared(opened, replace(recipe_named("exact"), rotate=True))
+    assert (changed.weights(opened.family.HEAD) != opened.weights(opened.family.HEAD)).any()
+    bundle = Bundle.open(export(changed, tmp_path / "out", plan), unsealed=True)
+    assert graph_error(bundle, Engine.open(bundle, threads=1)) < 1e-4
+    plain = read_manifest(export(opened, tmp_path / "plain", "exact"))
+    for found, wanted in zip(bundle.manifest.golden, plain.golden, strict=True):
+        assert found.branches == wanted.branches
+        moved = np.array(found.label_logits) - np.array(wanted.label_logits)
+        assert np.abs(moved).max() < 1e-4
 
 
 # --- as a source ---------------------------------------------------------------------------------
