@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-kv bench-limits bench-recipes bench-export bench-rules bench-schedule bench-devices bench-contention bench-trace soak parity-distance preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
+.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-kv bench-ablation bench-limits bench-recipes bench-export bench-rules bench-schedule bench-devices bench-contention bench-trace soak parity-distance preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -170,6 +170,9 @@ bench-side: $(VENV)/.test  ## how many exact columns outliers need that were put
 
 bench-kv: $(VENV)/.test  ## what keys and values in fewer bits do to verdicts, family by family (BENCH_ARGS="--pictures 8")
 	$(BIN)/python tests/bench/kv.py $(BENCH_ARGS) 2>/dev/null
+
+bench-ablation: $(VENV)/.test  ## rotation, smoothing and exact columns, each alone and together (BENCH_ARGS="--only nano --time")
+	$(BIN)/python tests/bench/ablation.py $(BENCH_ARGS)
 
 bench-pieces: $(VENV)/.test  ## pieces of a layer in two forms: apart and fused, floats and bytes
 	$(BIN)/python tests/bench/pieces.py

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgejudge.errors import ExportError
 from edgejudge.export.quantize import Quantized, dequantize, quantize
+from edgejudge.export.quantized_source import packed_rows
 from edgejudge.export.recipe import Kinds, Recipe
 from edgejudge.export.weights import Source, matrix_shape, row_blocks
 
@@ -174,7 +175,10 @@ class Plan:
             if columns:
                 block = block.copy()
                 block[:, columns] = 0
-            q = quantize(block, bits, run, search, importance, symmetric=not self.recipe.block)
+            q = packed_rows(source, name, rows, bits, run)
+            if q is None:
+                symmetric = not self.recipe.block
+                q = quantize(block, bits, run, search, importance, symmetric=symmetric)
             return QuantizedRows(q, _square(dequantize(q) - block), square, exact)
 
         blocks = list(row_blocks(*shape))

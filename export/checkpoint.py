@@ -11,6 +11,7 @@ from pathlib import Path
 from edgejudge.bundle import ConceptRecord, PromptRecord, TokensRecord, from_json
 from edgejudge.errors import ExportError
 from edgejudge.export.chat_template import check_chat_template
+from edgejudge.export.quantized_source import PackedWeights, read_packing
 from edgejudge.export.random_weights import RandomWeights
 from edgejudge.export.weights import CheckpointWeights, Source
 from edgejudge.models.anyres import AnyResSpec
@@ -116,8 +117,9 @@ def open_checkpoint(
     if random_weights:
         weights: Source = RandomWeights(names)
     else:
-        weights = CheckpointWeights(folder, aliases)
-        weights.check(names.items())
+        packing, held = read_packing(config), CheckpointWeights(folder, aliases)
+        weights = found = held if packing is None else PackedWeights(held, packing)
+        found.check(names.items())
     tokens = family.tokens_record(tokenizer, config)
     prompt = family.prompt_record(tokenizer, spec, image, card.question_template)
     if not random_weights:

@@ -39,6 +39,7 @@ from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.parts import Cut, coreml_parts, layer_bytes, npu_parts, slices
 from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
 from edgejudge.export.reference import Reference
+from edgejudge.export.rotation import rotated
 from edgejudge.export.side_path import side_columns, sites_of
 from edgejudge.export.smoothing import smoothed
 from edgejudge.export.store import WeightStore
@@ -115,7 +116,7 @@ def export(
 
 def prepared(
     checkpoint: Checkpoint,
-    recipe: str,
+    recipe: str | Recipe,
     progress: Callable[[str, float], None] = lambda *_: None,
     kv: str = "float32",
 ) -> tuple[Checkpoint, Plan]:
@@ -123,10 +124,14 @@ def prepared(
     stored. `kv` is what keys and values are kept in: "float32", "int8" or "int4".
     """
     check_kv(kv, checkpoint)
-    plan = plan_of(checkpoint, recipe, progress)
-    if plan.recipe.smooth:
+    chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    if chosen.rotate:
+        progress("rotating the residual stream", 0.0)
+        checkpoint = rotated(checkpoint)
+    if chosen.smooth:
         progress("smoothing activations", 0.0)
         checkpoint = smoothed(checkpoint)
+    plan = plan_of(checkpoint, chosen, progress)
     if plan.recipe.side_gain:
         progress("looking for channels to keep exact", 0.0)
         names = [n for n, _ in checkpoint.family.weight_names(checkpoint.spec) if plan.integer(n)]
@@ -140,13 +145,13 @@ def prepared(
 
 def plan_of(
     checkpoint: Checkpoint,
-    recipe: str,
+    recipe: str | Recipe,
     progress: Callable[[str, float], None] = lambda *_: None,
 ) -> Plan:
     """How a recipe stores this checkpoint's weights. Runs the reference on the calibration set,
     where the checkpoint has one and the recipe searches scales.
     """
-    chosen = recipe_named(recipe)
+    chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
     kinds = kinds_of(checkpoint.family.group_of, checkpoint.spec.text.layers)
     importance = {}
     if chosen.search and checkpoint.calibration_folder is not None:

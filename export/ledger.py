@@ -45,12 +45,20 @@ class Ledger:
             self._group(name, "float32", 32, 0).add(nbytes)
 
     def quantized(
-        self, name: str, bits: int, block: int, nbytes: int, error: float, weight: float
+        self,
+        name: str,
+        bits: int,
+        block: int,
+        nbytes: int,
+        error: float,
+        weight: float,
+        symmetric: bool = True,
     ) -> None:
         """A weight in blocks, or in whole rows where `block` is 0; sums of squares of its error and
-        of itself.
+        of itself. Blocks that are not `symmetric` have a zero each.
         """
-        self._group(name, "symmetric blocks" if block else "symmetric rows", bits, block).add(
+        scheme = "symmetric blocks" if block else "symmetric rows"
+        self._group(name, scheme if symmetric else "blocks with zeros", bits, block).add(
             nbytes, error, weight
         )
 

@@ -107,8 +107,11 @@ class OnnxOps(OnnxGraph):
             self._weight(level_key, file, _never),
             self._scales(scale_key, file),
         ]
+        zero_key = f"{level_key}.zeros"
+        if self._store.get(zero_key) is not None:
+            inputs.append(self._weight(zero_key, file, _never))
         if bias is not None:
-            inputs += ["", "", self._float(bias)]
+            inputs += [""] * (5 - len(inputs)) + [self._float(bias)]
         return self._node(
             "MatMulNBits",
             inputs,
@@ -132,11 +135,13 @@ class OnnxOps(OnnxGraph):
         block = self._plan.recipe.block
         blocks = -(-inner // block)
         scales, error, square = [], 0.0, 0.0
+        zeros: list[NDArray[np.uint8]] = []
 
         def levels() -> Iterator[NDArray[np.uint8]]:
             nonlocal error, square
             for part in self._plan.quantized(self._weights, weight):
                 scales.append(part.q.scales)
+                zeros.extend([] if part.q.zeros is None else [part.q.zeros])
                 error, square = error + part.error, square + part.square
                 yield part.q.levels
 
@@ -144,7 +149,12 @@ class OnnxOps(OnnxGraph):
         self._store.put_blocks(level_key, file, np.dtype(np.uint8), shape, levels())
         self._store.put(scale_key, file, np.concatenate(scales))
         nbytes = rows * blocks * (block * bits // 8 + 4)
-        self._ledger.quantized(weight, bits, block, nbytes, error, square)
+        if zeros:  # in twos, as levels are
+            whole = np.pad(np.concatenate(zeros), ((0, 0), (0, blocks % 2)))
+            twos = whole[:, 0::2] | (whole[:, 1::2] << 4)
+            self._store.put(f"{level_key}.zeros", file, twos)
+            nbytes += twos.size
+        self._ledger.quantized(weight, bits, block, nbytes, error, square, not zeros)
 
     def _integer(self, x: str, weight: str, bias: str | None) -> str:
         """Both sides in integers, whose sums are exact; then the token's scale, then the bias."""

@@ -21,8 +21,8 @@ _RATIOS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """Value = (level - 2^(bits - 1)) * scale; a scale may be negative. Four bits are packed in
-    twos, others take a byte.
+    """Value = (level - zero) * scale; a scale may be negative. Four bits are packed in twos, others
+    take a byte.
     """
 
     bits: int
@@ -30,6 +30,7 @@ class Quantized:
     inner: int  # K before it was padded to whole blocks
     levels: NDArray[np.uint8]  # [N, K / block, block or block / 2], low nibble first
     scales: NDArray[np.float32]  # [N, K / block]
+    zeros: NDArray[np.uint8] | None = None  # [N, K / block]; 2^(bits - 1) everywhere, where none
 
 
 def quantize(
@@ -74,8 +75,10 @@ def dequantize(q: Quantized) -> NDArray[np.float32]:
     levels = q.levels
     if q.bits == 4:
         levels = np.stack([levels & 15, levels >> 4], axis=-1).reshape(*levels.shape[:2], q.block)
-    zero = np.float32(2 ** (q.bits - 1))
-    values: NDArray[np.float32] = (levels.astype(np.float32) - zero) * q.scales[..., None]
+    zero = 2 ** (q.bits - 1) if q.zeros is None else q.zeros[..., None]
+    values: NDArray[np.float32] = (levels.astype(np.float32) - np.float32(zero)) * q.scales[
+        ..., None
+    ]
     return values.reshape(len(values), -1)[:, : q.inner]
 
 

@@ -59,6 +59,7 @@ class Recipe:
     # Of those weights. Where a processor adds two products of bytes in 16 bits (x86 without VNNI),
     # those of seven bits are the largest that fit.
     integer_bits: int = 7
+    rotate: bool = False  # turns the residual stream first, so that no channel towers
     smooth: bool = False  # moves what is hard to round from activations into weights first
     # How many times smaller the rounding error of activations must become for a matrix to have
     # columns that stay exact; 0 is no such columns.
@@ -167,6 +168,7 @@ def recipe_named(name: str) -> Recipe:
         "search": False,
         "integer": [],
         "integer_bits": 7,
+        "rotate": False,
         "smooth": False,
         "side_gain": 0.0,
         "writing_bits": None,

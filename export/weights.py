@@ -26,6 +26,7 @@ _BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 # Older versions name a tower's own model inside the tower.
 _INNER = ".vision_model."
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_WORDS = (".qweight", ".qzeros", ".g_idx")  # of levels, which quantized_source reads
 
 
 _BLOCK_VALUES = 1 << 19  # what fits a processor's second cache, a few times over
@@ -103,17 +104,28 @@ class CheckpointWeights:
                     f"config.json means {shape}"
                 )
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
     def __call__(self, name: str) -> NDArray[np.float32]:
         return self.rows(name, slice(None))
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._places[name].shape
 
-    def rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
-        place = self._places[name]
+    def words(self, name: str) -> NDArray[np.int32]:
+        """A tensor of packed levels, or of indices."""
+        return np.array(self._mapped(self._places[name], "<i4"), np.int32)
+
+    @staticmethod
+    def _mapped(place: _Place, dtype: str) -> NDArray[Any]:
         # Mapped anew each time: pages of a map that is gone do not count as this process's memory.
         raw = np.memmap(place.file, np.uint8, "r", place.offset, place.bytes)
-        values = raw.view(_DTYPES[place.dtype]).reshape(place.shape)
+        return raw.view(dtype).reshape(place.shape)
+
+    def rows(self, name: str, index: slice | Sequence[int]) -> NDArray[np.float32]:
+        place = self._places[name]
+        values = self._mapped(place, _DTYPES[place.dtype])
         picked = values[index if isinstance(index, slice) else list(index)]
         if place.dtype == "BF16":  # the upper half of a float32
             return (picked.astype(np.uint32) << 16).view(np.float32)
@@ -169,9 +181,11 @@ def _read_header(file: Path) -> dict[str, _Place]:
                 continue
             begin, end = entry["data_offsets"]
             shape = tuple(int(n) for n in entry["shape"])
-            if entry["dtype"] not in _DTYPES:
-                raise ValueError(f"{name} has dtype {entry['dtype']}, only floats are supported")
-            item = np.dtype(_DTYPES[entry["dtype"]]).itemsize
+            known = {"I32": "<i4"} if name.endswith(_WORDS) else _DTYPES
+            if entry["dtype"] not in known:
+                what = "only words of 32 bits" if name.endswith(_WORDS) else "only floats"
+                raise ValueError(f"{name} has dtype {entry['dtype']}, {what} are supported")
+            item = np.dtype(known[entry["dtype"]]).itemsize
             if end - begin != int(np.prod(shape)) * item or 8 + length + end > size:
                 raise ValueError(f"{name} does not fit its place; the file is cut short or damaged")
             places[name] = _Place(file, entry["dtype"], shape, 8 + length + begin, end - begin)

@@ -6,7 +6,6 @@ most of it, and neurons that fire a thousand times too strongly on a few kinds o
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from edgejudge.export import (
     split_pictures,
 )
 from edgejudge.export.smoothing import Scaled, joints
+from edgejudge.export.stream import residual_stream
 from edgejudge.models.image import canary_image
 
 TEXTS = ("a knife", "beer", "a dog", "written text")
@@ -82,7 +82,8 @@ def rotated(opened: Checkpoint) -> Checkpoint:
     for users in norms.values():
         for user in users:
             held[user] = held[user] @ turn
-    for name in _writers(opened, names):
+    places = residual_stream(family, opened.spec, source)
+    for name in [*places.writers, *places.vectors - {family.EMBEDDINGS}]:
         held[name] = turn.T @ held[name]
     text = replace(opened.spec.text, tie_word_embeddings=False)
     return replace(opened, spec=replace(opened.spec, text=text), weights=_held(held))
@@ -138,24 +139,6 @@ def _held(arrays: dict[str, np.ndarray]) -> tiny.Held:
 def _stem(opened: Checkpoint) -> str:
     """What the decoder's weights begin with."""
     return opened.family.EMBEDDINGS.removesuffix(".embed_tokens.weight")
-
-
-def _writers(opened: Checkpoint, names: list[str]) -> list[str]:
-    """Every weight whose rows are channels of the residual stream: of the decoder, and what comes
-    out of the connector.
-    """
-    inside = (".self_attn.o_proj.weight", ".mlp.down_proj.weight")
-    stem = _stem(opened)
-    found = [n for n in names if n.startswith(f"{stem}.layers.") and n.endswith(inside)]
-    made: list[str] = []
-
-    class Watching:
-        def __call__(self, name: str, x: Any) -> None:
-            if name in names and not name.startswith(stem) and name != opened.family.HEAD:
-                made.append(name)
-
-    _ask(opened, Watching(), 1)
-    return [*found, made[-1], *(n for n in names if n == made[-1].replace("weight", "bias"))]
 
 
 def _token_ids(opened: Checkpoint) -> list[np.ndarray]:
