@@ -31,10 +31,13 @@ from edgejudge.errors import ExportError
 from edgejudge.export.blocks import Plan
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import Compiler
+from edgejudge.export.decide import decide
 from edgejudge.export.graphs import GraphWriter, Runs
 from edgejudge.export.importance import column_importance
 from edgejudge.export.kv_steps import kv_steps
 from edgejudge.export.ledger import Ledger
+from edgejudge.export.levels import Levels, key_of
+from edgejudge.export.observe import calibration_pictures
 from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.parts import Cut, layer_bytes, npu_parts, slices
 from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
@@ -45,9 +48,9 @@ from edgejudge.export.store import WeightStore
 from edgejudge.export.stored import Stored
 from edgejudge.export.targets import Variant, lower, variants_of
 from edgejudge.export.weights import row_blocks
-from edgejudge.export.workplace import workplace
+from edgejudge.export.workplace import kept, workplace
 
-__all__ = ["check_target", "export", "plan_of", "prepared", "publish", "seal"]
+__all__ = ["check_target", "export", "plan_of", "precision_for", "prepared", "publish", "seal"]
 
 _EMBEDDINGS = "embeddings.bin"
 _TOOLS = ("edgejudge", "numpy", "onnx", "pillow", "tokenizers", "torch")
@@ -65,7 +68,7 @@ class _Precision:
     decimals: int
 
 
-def _precision_for(checkpoint: Checkpoint) -> _Precision:
+def precision_for(checkpoint: Checkpoint) -> _Precision:
     if checkpoint.weights.parameters <= _SMALL_PARAMETERS:
         return _Precision(torch.float64, 6)
     return _Precision(torch.float32, 3)
@@ -97,10 +100,10 @@ def export(
     variants_of(targets)  # as is one of a target
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     plan = recipe
-    if isinstance(plan, str):
-        opened, plan = prepared(opened, plan, progress)
-    variants = variants_of(targets, bool(plan.kv_steps))
-    with workplace(target, "partial") as partial:
+    with workplace(target, "partial") as partial, kept(target) as work:
+        if isinstance(plan, str):
+            opened, plan = prepared(opened, plan, progress, work=work)
+        variants = variants_of(targets, bool(plan.kv_steps))
         try:
             partial.mkdir(parents=True)
             _fill(partial, opened, plan, cut, policies, variants, progress)
@@ -118,9 +121,11 @@ def prepared(
     recipe: str,
     progress: Callable[[str, float], None] = lambda *_: None,
     kv_bytes: bool = False,
+    work: Path | None = None,
 ) -> tuple[Checkpoint, Plan]:
     """The checkpoint as a recipe wants it, the same function with other weights; and how they are
-    stored. `kv_bytes` keeps keys and values as bytes.
+    stored. `kv_bytes` keeps keys and values as bytes. What takes long is kept in `work`, if it is
+    named, where an export that was killed finds it again; the plan reads it there.
     """
     plan = plan_of(checkpoint, recipe, progress)
     if plan.recipe.smooth:
@@ -131,6 +136,11 @@ def prepared(
         names = [n for n, _ in checkpoint.family.weight_names(checkpoint.spec) if plan.integer(n)]
         exact = side_columns(checkpoint, sites_of(checkpoint, names), plan.recipe.side_gain)
         plan = plan.with_exact(exact)
+    if plan.recipe.second_order and calibration_pictures(checkpoint):
+        choices = (plan.recipe, plan.chosen_bits, checkpoint.image, _tools())
+        levels = Levels(work, key_of(checkpoint, choices))
+        dtype = precision_for(checkpoint).dtype
+        plan = decide(checkpoint, plan, levels, dtype, progress)
     if kv_bytes:
         progress("looking at keys and values", 0.0)
         plan = plan.with_kv(kv_steps(checkpoint))
@@ -239,7 +249,7 @@ def _fill(
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
     progress("computing golden vectors by the reference", 0.0)
-    precision = _precision_for(checkpoint)
+    precision = precision_for(checkpoint)
     weights = Stored(checkpoint.weights, plan)
     reference = Reference(spec, weights, checkpoint.tokens.image, precision.dtype)
     compiler = Compiler(checkpoint, reference, precision.decimals)
@@ -279,9 +289,13 @@ def _fill(
         golden=compiled.golden,
         files=_file_records(folder),
         fidelity=None,
-        tools={name: importlib.metadata.version(name) for name in _TOOLS},
+        tools=_tools(),
     )
     _write_manifest(folder, manifest.signed())
+
+
+def _tools() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _TOOLS}
 
 
 def _runs(checkpoint: Checkpoint, plan: Plan, cut: Cut, variants: Sequence[Variant]) -> Runs:
