@@ -86,9 +86,9 @@ def export_bundle(
     )
     cut = exporting.Cut(parts, part_bytes)
     cut.check()
-    with exporting.workplace(target, "unsealed") as partial:
+    with exporting.workplace(target, "unsealed") as partial, exporting.kept(target) as work:
         chosen = recipe or exporting.DEFAULT_RECIPE
-        changed, plan = exporting.prepared(opened, chosen, progress, kv)
+        changed, plan = exporting.prepared(opened, chosen, progress, kv, work)
         exporting.export(changed, partial, plan, cut, policies, targets=targets, progress=progress)
         bundle = Bundle.open(partial, unsealed=True)
         gate = _Gate(bundle, opened, changed.weights, plan, progress)

@@ -23,7 +23,7 @@ from edgejudge.export.reference import Asked, Reference
 from edgejudge.export.stored import Exact, Stored, Weights
 from edgejudge.export.targets import variants_of
 from edgejudge.export.weights import Source
-from edgejudge.export.workplace import workplace
+from edgejudge.export.workplace import kept, workplace
 
 __all__ = [
     "DEFAULT_RECIPE",
@@ -42,6 +42,7 @@ __all__ = [
     "asked_of",
     "check_target",
     "export",
+    "kept",
     "open_checkpoint",
     "plan_of",
     "prepared",

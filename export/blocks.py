@@ -1,12 +1,14 @@
 """A weight through its quantization, a few rows at a time and on every core.
 
-Takes a source and a recipe; gives the quantized rows in order, with how far they moved. Memory
-holds the rows in hand and what came of the rows before. Knows no graph and no file.
+Takes a source and a recipe, and levels where some are decided already; gives the quantized rows in
+order, with how far they moved. Memory holds the rows in hand and what came of the rows before.
+Knows no graph and no file.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -26,6 +28,8 @@ _AHEAD = 16
 _WHOLE_TOKEN = 0
 _KV_TOLERANCE = {8: 5e-2, 4: 2e-1}  # by bits: a last bit may become a level of a key
 Importance = Callable[[str], NDArray[np.float32] | None]  # weight name -> [K], where it is known
+# Weight name, bits and block -> its levels, where they were decided beforehand
+Decided = Callable[[str, int, int], Quantized | None]
 Columns = Mapping[str, tuple[int, ...]]  # weight name -> columns that stay exact
 
 
@@ -68,14 +72,16 @@ class Plan:
     ) -> None:
         self.recipe = recipe
         self._kinds = kinds
-        self._importance = importance
+        self.importance = importance
         self._exact = exact or {}
         self.kv_steps = kv_steps or {}
+        self.chosen_bits: Mapping[str, int] = {}  # weight name -> bits, in place of the recipe's
+        self._levels: Decided = lambda *_: None
         self._chosen: tuple[str, int] | None = None
 
     def bits_of(self, name: str) -> int | None:
         """Bits of a linear weight; None is float32."""
-        bits = self.recipe.bits_of(self._kinds(name))
+        bits = self.chosen_bits.get(name) or self.recipe.bits_of(self._kinds(name))
         if self._chosen is not None and self._chosen != (self.group_of(name), bits):
             return None
         return bits
@@ -101,23 +107,37 @@ class Plan:
     def for_writing(self) -> "Plan | None":
         """The plan of what only text needs; None where it is this one."""
         recipe = self.recipe.for_writing()
-        if recipe is None:
-            return None
-        return Plan(recipe, self._kinds, self._importance, None, self.kv_steps)
+        return None if recipe is None else self._like(recipe=recipe, _exact={}, _chosen=None)
 
     def for_target(self, recipe: Recipe) -> "Plan":
         """The plan of graphs for another target."""
-        return Plan(recipe, self._kinds, self._importance)
+        # What was allocated is for blocks; rows of one scale have a rule of their own.
+        bits = self.chosen_bits if recipe.block else {}
+        return self._like(recipe=recipe, _exact={}, kv_steps={}, _chosen=None, chosen_bits=bits)
 
     def with_exact(self, exact: Columns) -> "Plan":
         """The same with these columns, in place of those it has."""
-        return Plan(self.recipe, self._kinds, self._importance, exact, self.kv_steps)
+        return self._like(_exact=exact, _chosen=None)
 
     def with_kv(self, steps: Mapping[int, KvSteps]) -> "Plan":
         """The same with a cache of integers; without steps, of floats."""
         allowed = (_KV_TOLERANCE[each.bits] for each in steps.values())
         recipe = replace(self.recipe, tolerance=max((self.recipe.tolerance, *allowed)))
-        return Plan(recipe, self._kinds, self._importance, self._exact, steps)
+        return self._like(recipe=recipe, kv_steps=steps, _chosen=None)
+
+    def with_levels(self, decided: Decided) -> "Plan":
+        """The same with levels that were decided for whole matrices."""
+        return self._like(_levels=decided)
+
+    def allocated(self, name: str, bits: Mapping[str, int]) -> "Plan":
+        """The same under another name, with so many bits for each of these weights."""
+        return self._like(recipe=replace(self.recipe, name=name), chosen_bits=bits)
+
+    def _like(self, **changes: object) -> "Plan":
+        plan = copy(self)
+        for name, value in changes.items():
+            setattr(plan, name, value)
+        return plan
 
     @property
     def kv_dtype(self) -> str:
@@ -145,9 +165,7 @@ class Plan:
 
     def only(self, group: str, bits: int) -> "Plan":
         """The same for one group in so many bits, everything else as the checkpoint has it."""
-        plan = Plan(self.recipe, self._kinds, self._importance, self._exact)
-        plan._chosen = (group, bits)
-        return plan
+        return self._like(kv_steps={}, _chosen=(group, bits))
 
     def only_kv(self) -> "Plan":
         """The same with its cache, and every weight as the checkpoint has it."""
@@ -161,14 +179,20 @@ class Plan:
         if bits is None:
             raise ValueError(f"{name} is not quantized by recipe {self.recipe.name}")
         shape = matrix_shape(source, name)
-        importance = self._importance(name)
+        importance = self.importance(name)
         columns = list(self.exact_columns(name))
+        decided = self._decided(name, bits)
 
         def one(rows: slice) -> QuantizedRows:
             block = source.rows(name, rows)
             block = block.reshape(len(block), -1)
             if not np.isfinite(block).all():
                 raise ExportError(f"weight {name} holds a value that is not finite")
+            if decided is not None:
+                q = replace(decided, levels=decided.levels[rows], scales=decided.scales[rows])
+                return QuantizedRows(
+                    q, _square(dequantize(q) - block), _square(block), block[:, :0]
+                )
             search = self.recipe.searches(bits)
             run = shape[1] if self.integer(name) else self._run(shape[1])
             exact, square = block[:, columns], _square(block)
@@ -188,6 +212,11 @@ class Plan:
         # A few at a time: what is done and not yet taken would fill the memory.
         for first in range(0, len(blocks), _AHEAD):
             yield from _workers().map(one, blocks[first : first + _AHEAD])
+
+    def _decided(self, name: str, bits: int) -> Quantized | None:
+        if self.integer(name) or not self.recipe.block:
+            return None
+        return self._levels(name, bits, self.recipe.block)
 
 
 def _square(values: NDArray[np.float32]) -> float:

@@ -41,6 +41,8 @@ class EagerOps:
         self._weights: OrderedDict[str, Tensor] = OrderedDict()
         self._held = 0  # bytes in them
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        # Lengths of what stands in a pass side by side, each seeing the cache and itself alone.
+        self.apart: tuple[int, ...] = ()
 
     # --- the state of a pass ---
 
@@ -214,6 +216,9 @@ class EagerOps:
         self._cache[layer] = (k, v)
         new, total = q.shape[2], k.shape[2]
         seen = torch.ones(new, total, dtype=torch.bool).tril(total - new)
+        if self.apart:
+            each = torch.repeat_interleave(torch.arange(len(self.apart)), torch.tensor(self.apart))
+            seen[:, total - new :] &= each[:, None] == each
         groups = heads // kv_heads
         k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
         out = functional.scaled_dot_product_attention(q, k, v, seen, scale=scale)

@@ -31,10 +31,13 @@ from edgejudge.errors import ExportError
 from edgejudge.export.blocks import Plan
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import Compiler
+from edgejudge.export.decide import decide
 from edgejudge.export.graphs import GraphWriter, Runs
 from edgejudge.export.importance import column_importance
 from edgejudge.export.kv_steps import check_kv, kv_steps
 from edgejudge.export.ledger import Ledger
+from edgejudge.export.levels import Levels, key_of
+from edgejudge.export.observe import calibration_pictures
 from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.parts import Cut, coreml_parts, layer_bytes, npu_parts, slices
 from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
@@ -46,9 +49,9 @@ from edgejudge.export.store import WeightStore
 from edgejudge.export.stored import Stored
 from edgejudge.export.targets import Variant, lower, variants_of
 from edgejudge.export.weights import row_blocks
-from edgejudge.export.workplace import workplace
+from edgejudge.export.workplace import kept, workplace
 
-__all__ = ["check_target", "export", "plan_of", "prepared", "publish", "seal"]
+__all__ = ["check_target", "export", "plan_of", "precision_for", "prepared", "publish", "seal"]
 
 _EMBEDDINGS = "embeddings.bin"
 _TOOLS = ("edgejudge", "numpy", "onnx", "pillow", "tokenizers", "torch")
@@ -66,7 +69,7 @@ class _Precision:
     decimals: int
 
 
-def _precision_for(checkpoint: Checkpoint) -> _Precision:
+def precision_for(checkpoint: Checkpoint) -> _Precision:
     if checkpoint.weights.parameters <= _SMALL_PARAMETERS:
         return _Precision(torch.float64, 6)
     return _Precision(torch.float32, 3)
@@ -98,10 +101,10 @@ def export(
     variants_of(targets)  # as is one of a target
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     plan = recipe
-    if isinstance(plan, str):
-        opened, plan = prepared(opened, plan, progress)
-    variants = variants_of(targets, plan.kv_dtype)
-    with workplace(target, "partial") as partial:
+    with workplace(target, "partial") as partial, kept(target) as work:
+        if isinstance(plan, str):
+            opened, plan = prepared(opened, plan, progress, work=work)
+        variants = variants_of(targets, plan.kv_dtype)
         try:
             partial.mkdir(parents=True)
             _fill(partial, opened, plan, cut, policies, variants, progress)
@@ -119,9 +122,12 @@ def prepared(
     recipe: str | Recipe,
     progress: Callable[[str, float], None] = lambda *_: None,
     kv: str = "float32",
+    work: Path | None = None,
 ) -> tuple[Checkpoint, Plan]:
     """The checkpoint as a recipe wants it, the same function with other weights; and how they are
-    stored. `kv` is what keys and values are kept in: "float32", "int8" or "int4".
+    stored. `kv` is what keys and values are kept in: "float32", "int8" or "int4". What takes long
+    is kept in `work`, if it is named, where an export that was killed finds it again; the plan
+    reads it there.
     """
     check_kv(kv, checkpoint)
     chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
@@ -137,6 +143,11 @@ def prepared(
         names = [n for n, _ in checkpoint.family.weight_names(checkpoint.spec) if plan.integer(n)]
         exact = side_columns(checkpoint, sites_of(checkpoint, names), plan.recipe.side_gain)
         plan = plan.with_exact(exact)
+    if plan.recipe.second_order and calibration_pictures(checkpoint):
+        choices = (plan.recipe, plan.chosen_bits, checkpoint.image, _tools())
+        levels = Levels(work, key_of(checkpoint, choices))
+        dtype = precision_for(checkpoint).dtype
+        plan = decide(checkpoint, plan, levels, dtype, progress)
     if kv != "float32":
         progress("looking at keys and values", 0.0)
         plan = plan.with_kv(kv_steps(checkpoint, kv))
@@ -245,7 +256,7 @@ def _fill(
     embeddings = _write_embeddings(folder, checkpoint, recipe, ledger)
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
     progress("computing golden vectors by the reference", 0.0)
-    precision = _precision_for(checkpoint)
+    precision = precision_for(checkpoint)
     weights = Stored(checkpoint.weights, plan)
     reference = Reference(spec, weights, checkpoint.tokens.image, precision.dtype)
     compiler = Compiler(checkpoint, reference, precision.decimals)
@@ -285,9 +296,13 @@ def _fill(
         golden=compiled.golden,
         files=_file_records(folder),
         fidelity=None,
-        tools={name: importlib.metadata.version(name) for name in _TOOLS},
+        tools=_tools(),
     )
     _write_manifest(folder, manifest.signed())
+
+
+def _tools() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _TOOLS}
 
 
 def _runs(checkpoint: Checkpoint, plan: Plan, cut: Cut, variants: Sequence[Variant]) -> Runs:

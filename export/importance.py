@@ -40,7 +40,7 @@ def column_importance(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
     if not calibration_pictures(checkpoint):
         return {}
     moments = _Moments()
-    observe(checkpoint, moments)
+    observe(checkpoint, moments, packed=True)
     return {
         name: _rounded(total.numpy() / moments.counts[name]) for name, total in moments.sums.items()
     }

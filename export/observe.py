@@ -32,11 +32,15 @@ def calibration_or_drawn(checkpoint: Checkpoint) -> list[CalibrationPicture]:
     return [CalibrationPicture("drawn", drawn, ("a cat", "written text"))]
 
 
-def observe(checkpoint: Checkpoint, watch: Callable[[str, Tensor], None]) -> None:
+def observe(
+    checkpoint: Checkpoint, watch: Callable[[str, Tensor], None], packed: bool = False
+) -> None:
     """Shows each matrix's name with what it is about to be multiplied with, on the calibration
-    pictures; where there are none, on a drawn one that no gate has.
+    pictures; where there are none, on a drawn one that no gate has. `packed` shows all
+    questions of a picture at once.
     """
     pictures = calibration_or_drawn(checkpoint)
     weights = Exact(checkpoint.weights)
-    reference = Reference(checkpoint.spec, weights, checkpoint.tokens.image, observe=watch)
+    image = checkpoint.tokens.image
+    reference = Reference(checkpoint.spec, weights, image, observe=watch, packed=packed)
     reference.ask(asked_of(checkpoint, pictures), checkpoint.labels.token_ids)

@@ -6,11 +6,12 @@ Runtime's MatMulNBits. Knows no model and no graph.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEAST_PEAK", "Quantized", "dequantize", "quantize"]
+__all__ = ["LEAST_PEAK", "Quantized", "dequantize", "lowest_level", "pack", "quantize"]
 
 LEAST_PEAK = 1e-12  # of a token whose values are rounded: one of zeros has a scale too
 
@@ -60,15 +61,24 @@ def quantize(
     # A block of zeros has scale 0: any divisor gives level zero. A scale below the normal range
     # would lose its precision, so such a block, far under any weight that matters, becomes zero.
     scales[scales < np.finfo(np.float32).tiny] = 0
-    bottom = -top
+    bottom = lowest_level(bits, search, symmetric)
     if search:
         weights = _column_weights(importance, blocks, block)
-        scales, bottom = _searched(padded, scales, bits, weights, symmetric)
+        scales = _searched(padded, scales, bits, bottom, weights, symmetric)
     levels = _rounded(padded, scales, bottom, top) * (scales[..., None] != 0)
-    unsigned = (levels + zero).astype(np.uint8)
-    if bits == 4:
-        unsigned = unsigned[..., 0::2] | (unsigned[..., 1::2] << 4)
-    return Quantized(bits, block, inner, unsigned, scales)
+    return Quantized(bits, block, inner, pack(levels, bits), scales)
+
+
+def pack(levels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Signed whole numbers [N, K / block, block] as they are stored."""
+    unsigned: NDArray[np.uint8] = (levels + (1 << bits - 1)).astype(np.uint8)
+    return unsigned[..., 0::2] | (unsigned[..., 1::2] << 4) if bits == 4 else unsigned
+
+
+def lowest_level(bits: int, search: bool, symmetric: bool = False) -> int:
+    """The smallest number that `quantize` rounds to."""
+    zero = 1 << bits - 1
+    return -zero if search and not symmetric else 1 - zero
 
 
 def dequantize(q: Quantized) -> NDArray[np.float32]:
@@ -95,13 +105,13 @@ def _searched(
     padded: NDArray[np.float32],
     plain: NDArray[np.float32],
     bits: int,
+    bottom: int,
     weights: NDArray[np.float32] | None,
     symmetric: bool,
-) -> tuple[NDArray[np.float32], int]:
-    """The best scale of each block, and the lowest level that it may use."""
+) -> NDArray[np.float32]:
+    """The best scale of each block."""
     zero = 2 ** (bits - 1)
     top = zero - 1
-    bottom = -top if symmetric else -zero
     # The extreme value of a block may lie on the lowest level, which has no counterpart above.
     flat = np.abs(padded).argmax(axis=-1)[..., None]
     reaching = -np.take_along_axis(padded, flat, -1)[..., 0] / np.float32(zero) * (plain != 0)
@@ -114,7 +124,7 @@ def _searched(
             better = found < error
             best = np.where(better, scales, best).astype(np.float32, copy=False)
             error = np.where(better, found, error).astype(np.float32, copy=False)
-    return best, bottom
+    return best
 
 
 def _error(

@@ -53,6 +53,8 @@ class Recipe:
     # blocks of the same length: no number depends on what else is in the pass.
     rounded: tuple[str, ...] = ()
     search: bool = False  # of the best scale of each 4-bit block
+    # Levels by what their errors do together on calibration pictures, in place of the nearest ones.
+    second_order: bool = False
     # Kinds that are multiplied in integers: weights in rows of one scale, activations rounded to
     # eight bits with one scale for each token, so that none depends on what else is in the pass.
     integer: tuple[str, ...] = ()
@@ -166,6 +168,7 @@ def recipe_named(name: str) -> Recipe:
         "block": 32,
         "rounded": [],
         "search": False,
+        "second_order": False,
         "integer": [],
         "integer_bits": 7,
         "rotate": False,

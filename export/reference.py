@@ -2,12 +2,12 @@
 
 Takes a spec and weights by name; gives label logits and full logits of questions about pictures.
 Slow and plain on purpose, since bundles are measured against it: one question at a time over a kept
-prefix, nothing packed. All pictures pass a layer before the next one is loaded, so that memory
-holds one layer of weights.
+prefix, and nothing packed but for what only chooses. All pictures pass a layer before the next one
+is loaded, so that memory holds one layer of weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from edgejudge.models.packing import Packing
 from edgejudge.models.rope import rotation
 from edgejudge.models.spec import ModelSpec
 
-__all__ = ["Asked", "Reference"]
+__all__ = ["Asked", "Flows", "Reference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,26 @@ class _Flow:
     turn: tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """A prefix and the questions over it, between two layers."""
+
+    prefix: _Flow | None
+    branches: list[_Flow]
+    packed: tuple[int, ...] = ()  # lengths of the questions, where one branch is all of them
+
+    def copy(self) -> "Flows":
+        """Another way through the layers, from here on."""
+        prefix = None if self.prefix is None else replace(self.prefix)
+        return Flows(prefix, [replace(branch) for branch in self.branches], self.packed)
+
+    def ends(self) -> Tensor:
+        """Hidden states [B, D] of each question's last token."""
+        if self.packed:
+            return self.branches[0].hidden[0, np.cumsum(self.packed) - 1]
+        return torch.stack([branch.hidden[0, -1] for branch in self.branches])
+
+
 class Reference:
     """`ask` answers many questions at once; `prefill` and `extend` feed one prompt in pieces."""
 
@@ -57,12 +77,16 @@ class Reference:
         image_token_id: int,
         dtype: torch.dtype = torch.float32,
         observe: Callable[[str, Tensor], None] | None = None,
+        packed: bool = False,
     ) -> None:
-        """Weights, or a backend that has them and computes in a way of its own."""
+        """Weights, or a backend that has them and computes in a way of its own. `packed` takes all
+        questions over a prefix in one pass.
+        """
         self.spec = spec
         self._image_token_id = image_token_id
         self._family = family_named(spec.family)
         self._ops = weights if isinstance(weights, EagerOps) else EagerOps(weights, dtype, observe)
+        self._packed = packed
         self._length = 0  # tokens in the cache
         self._position = 0  # rope position of the next one
 
@@ -71,11 +95,16 @@ class Reference:
         self._ops.release()
 
     @torch.inference_mode()
-    def encode(self, feeds: Mapping[str, NDArray[Any]]) -> Tensor:
-        """The vision graph's inputs -> visual tokens [N, D], packed where they say how."""
+    def encode(self, feeds: Mapping[str, NDArray[Any]], layers: range | None = None) -> Tensor:
+        """The vision graph's inputs -> visual tokens [N, D], packed where they say how. Of a run of
+        `layers`, as the family's forward pass takes it, what it hands on, until the last one gives
+        the tokens.
+        """
         inputs = {name: self._ops.tensor(array) for name, array in feeds.items()}
-        packing = Packing.of(feeds)
-        tokens: Tensor = self._family.vision(self._ops, self.spec, inputs).flatten(0, 1)
+        made: Tensor = self._family.vision(self._ops, self.spec, inputs, layers)
+        if layers is not None and layers.stop < self.spec.vision.layers:
+            return made
+        tokens, packing = made.flatten(0, 1), Packing.of(feeds)
         if packing is None:
             return tokens
         places, shares = torch.from_numpy(packing.rows), self._ops.tensor(packing.shares)
@@ -121,18 +150,25 @@ class Reference:
     @torch.inference_mode()
     def ends(self, asked: Sequence[Asked]) -> list[Tensor]:
         """Hidden states [B, D] before the final norm, at the end of each branch of each prefix."""
-        flows = [self._flows(one) for one in asked]
+        flows = [self.flows(one) for one in asked]
         for layer in range(self.spec.text.layers):
-            for prefix, branches in flows:
-                self._ops.cut(0)
-                length = 0
-                if prefix is not None:
-                    self._pass(prefix, range(layer, layer + 1))
-                    length = prefix.hidden.shape[1]
-                for branch in branches:
-                    self._pass(branch, range(layer, layer + 1))
-                    self._ops.cut(length)
-        return [torch.stack([b.hidden[0, -1] for b in branches]) for _, branches in flows]
+            for each in flows:
+                self.step(each, layer)
+        return [each.ends() for each in flows]
+
+    @torch.inference_mode()
+    def step(self, flows: Flows, layer: int) -> None:
+        """Takes one picture's prompts through one layer."""
+        self._ops.cut(0)
+        length = 0
+        if flows.prefix is not None:
+            self._pass(flows.prefix, range(layer, layer + 1))
+            length = flows.prefix.hidden.shape[1]
+        self._ops.apart = flows.packed
+        for branch in flows.branches:
+            self._pass(branch, range(layer, layer + 1))
+            self._ops.cut(length)
+        self._ops.apart = ()
 
     def ask(
         self, asked: Sequence[Asked], rows: tuple[int, ...] | None
@@ -140,19 +176,24 @@ class Reference:
         """Logits [B, vocab], or [B, R] of `rows` alone, at the end of each branch."""
         return [self.logits(e, rows).to(torch.float64).numpy() for e in self.ends(asked)]
 
-    def _flows(self, one: Asked) -> tuple[_Flow | None, list[_Flow]]:
+    @torch.inference_mode()
+    def flows(self, one: Asked, visual: Tensor | None = None) -> Flows:
+        """Prompts before the first layer; `visual` tokens [N, D] where they are known already."""
         prefix, position = None, 0
         if one.ids:
-            visual = None if one.feeds is None else self.encode(one.feeds)
+            if visual is None and one.feeds is not None:
+                visual = self.encode(one.feeds)
             positions = one.positions
             if positions is None:
                 positions = np.arange(len(one.ids), dtype=np.int64)
             prefix, position = self._flow(one.ids, visual, positions), int(positions.max()) + 1
-        branches = [
-            self._flow(ids, None, np.arange(position, position + len(ids), dtype=np.int64))
-            for ids in one.branches
-        ]
-        return prefix, branches
+        places = [np.arange(position, position + len(ids)) for ids in one.branches]
+        if self._packed:
+            together = [token for ids in one.branches for token in ids]
+            branches = [self._flow(together, None, np.concatenate(places))]
+            return Flows(prefix, branches, tuple(map(len, places)))
+        pairs = zip(one.branches, places, strict=True)
+        return Flows(prefix, [self._flow(ids, None, place) for ids, place in pairs])
 
     def _flow(
         self, ids: Sequence[int], visual: Tensor | None, positions: NDArray[np.int64]

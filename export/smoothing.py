@@ -23,7 +23,7 @@ from edgejudge.export.weights import Source, matrix_shape, row_blocks
 from edgejudge.models.family import Family
 from edgejudge.models.spec import ModelSpec
 
-__all__ = ["Joint", "Scaled", "joints", "smoothed"]
+__all__ = ["Joint", "Scaled", "joints", "linear_weights", "smoothed"]
 
 _POWER = 0.5
 _MOST_OCTAVES = 10
@@ -180,12 +180,22 @@ def joints(family: Family, spec: ModelSpec, source: Source) -> list[Joint]:
     ]
 
 
+def linear_weights(family: Family, spec: ModelSpec, source: Source) -> list[str]:
+    """Every matrix that something is multiplied with, in the order of the forward pass."""
+    ops: Any = _Following(source)
+    family.vision(ops, spec, {name: _Value() for name in family.vision_inputs(spec)})
+    family.decoder(ops, spec, _Value(), (_Value(), _Value()), range(spec.text.layers))
+    family.head(ops, spec, _Value(), None)
+    return list(dict.fromkeys(ops.matrices))
+
+
 class _Following:
     """Implements `Ops[_Value]`: follows channels from where they are made to their users."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self.values: list[_Value] = []
+        self.matrices: list[str] = []
 
     def _made(self, maker: str, bias: str | None) -> _Value:
         value = _Value(maker, bias, 0, self._source.shape(maker)[0])
@@ -202,6 +212,7 @@ class _Following:
     def linear(
         self, x: _Value, weight: str, bias: str | None = None, rows: tuple[int, ...] | None = None
     ) -> _Value:
+        self.matrices.append(weight)
         columns = matrix_shape(self._source, weight)[1]
         if x.maker is not None and (x.last - x.first) * x.repeat == columns:
             x.users.append(weight)
