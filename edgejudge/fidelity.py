@@ -184,7 +184,7 @@ class _Gate:
         """Counts, those of the graphs that write text, the label mass of each decision, and the
         relative rms error of hidden states.
         """
-        from edgejudge.export import Exact, Reference
+        from edgejudge.export import Exact, Reference, hidden_of
 
         checkpoint = self._checkpoint
         # In float32: the report's four decimals do not show the difference, and it is much faster.
@@ -201,7 +201,8 @@ class _Gate:
             reference.release()
             self._progress("computing decisions by the bundle", first / len(pictures))
             for picture, truth, (ends, found) in zip(some, truths, self._ends(some), strict=True):
-                error += float(np.square(ends - truth.ends).sum())
+                wanted_ends = hidden_of(checkpoint, self._plan.recipe, truth.ends)
+                error += float(np.square(ends - wanted_ends).sum())
                 square += float(np.square(truth.ends).sum())
                 masses += truth.masses.tolist()
                 logits = self._engine.label_logits(ends)

@@ -11,6 +11,7 @@ from edgejudge.export.compile import asked_of, yes_probability
 from edgejudge.export.exporter import (
     check_target,
     export,
+    hidden_of,
     plan_of,
     prepared,
     publish,
@@ -42,6 +43,7 @@ __all__ = [
     "asked_of",
     "check_target",
     "export",
+    "hidden_of",
     "kept",
     "open_checkpoint",
     "plan_of",

@@ -11,9 +11,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgejudge.bundle import (
     MANIFEST_NAME,
@@ -42,7 +44,7 @@ from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.parts import Cut, coreml_parts, layer_bytes, npu_parts, slices
 from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
 from edgejudge.export.reference import Reference
-from edgejudge.export.rotation import rotated
+from edgejudge.export.rotation import rotated, turned
 from edgejudge.export.side_path import side_columns, sites_of
 from edgejudge.export.smoothing import smoothed
 from edgejudge.export.store import WeightStore
@@ -51,7 +53,16 @@ from edgejudge.export.targets import Variant, lower, variants_of
 from edgejudge.export.weights import row_blocks
 from edgejudge.export.workplace import kept, workplace
 
-__all__ = ["check_target", "export", "plan_of", "precision_for", "prepared", "publish", "seal"]
+__all__ = [
+    "check_target",
+    "export",
+    "hidden_of",
+    "plan_of",
+    "precision_for",
+    "prepared",
+    "publish",
+    "seal",
+]
 
 _EMBEDDINGS = "embeddings.bin"
 _TOOLS = ("edgejudge", "numpy", "onnx", "pillow", "tokenizers", "torch")
@@ -131,7 +142,7 @@ def prepared(
     """
     check_kv(kv, checkpoint)
     chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    if chosen.rotate:
+    if _rotates(checkpoint, chosen):
         progress("rotating the residual stream", 0.0)
         checkpoint = rotated(checkpoint)
     if chosen.smooth:
@@ -152,6 +163,18 @@ def prepared(
         progress("looking at keys and values", 0.0)
         plan = plan.with_kv(kv_steps(checkpoint, kv))
     return checkpoint, plan
+
+
+def hidden_of(
+    checkpoint: Checkpoint, recipe: Recipe, hidden: NDArray[np.float64]
+) -> NDArray[np.floating[Any]]:
+    """Hidden states [N, D] of the checkpoint in the basis of what a recipe makes of it."""
+    return turned(hidden) if _rotates(checkpoint, recipe) else hidden
+
+
+def _rotates(checkpoint: Checkpoint, recipe: Recipe) -> bool:
+    """Weights that mean nothing have no channels that tower, and a pass computes the same."""
+    return recipe.rotate and not checkpoint.random_weights
 
 
 def plan_of(

@@ -20,7 +20,7 @@ from edgejudge.export.hadamard import Turn
 from edgejudge.export.stream import Stream, residual_stream
 from edgejudge.export.weights import Source, matrix_shape, row_blocks
 
-__all__ = ["Rotated", "rotated", "rotated_by"]
+__all__ = ["Rotated", "rotated", "rotated_by", "turned"]
 
 _SEED = 0
 
@@ -38,6 +38,11 @@ def rotated_by(checkpoint: Checkpoint, stream: Stream) -> Checkpoint:
     text = replace(checkpoint.spec.text, tie_word_embeddings=False)
     turned = Rotated(checkpoint.weights, stream, checkpoint.spec.text.hidden)
     return replace(checkpoint, spec=replace(checkpoint.spec, text=text), weights=turned)
+
+
+def turned(hidden: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Hidden states [N, D] of a checkpoint in the basis of the rotated one."""
+    return Turn(hidden.shape[-1], _SEED)(hidden)
 
 
 class Rotated:

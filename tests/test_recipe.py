@@ -40,6 +40,7 @@ def test_bits_by_kind(kind: str, expected: tuple[int | None, ...]) -> None:
     assert [name for name in RECIPE_NAMES if recipe_named(name).on_integers(kind)] == (
         [] if kind == "head" else ["fast", "fast8"]
     )
+    assert [name for name in RECIPE_NAMES if recipe_named(name).rotate] == ["fast"]
 
 
 def test_the_most_specific_pattern_wins() -> None:

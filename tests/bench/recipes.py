@@ -2,7 +2,8 @@
 
 Takes bundles of the same checkpoint; times vision, prefill and scoring of 12 questions over one
 picture, in turns, and how far hidden states at the ends of questions are from those of the first.
-Prints one table and one JSON line. Not a test: timings never are.
+Prints one table and one JSON line. Of trained judges in a recipe that rotates hidden states say
+nothing: they are in a basis of their own. Not a test: timings never are.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from edgejudge.export import (  # noqa: E402
     open_checkpoint,
     prepared,
     read_calibration,
+    recipe_named,
     split_pictures,
 )
 from edgejudge.export.side_path import Site, side_columns, sites_of  # noqa: E402
@@ -73,7 +75,8 @@ def main() -> None:
             "massive 1000": outliers.massive(opened, 1000.0, half),
         }
         for kind, hard in kinds.items():
-            changed, plan = prepared(hard, "fast")
+            # A rotated stream has no channel that towers, whatever was put in.
+            changed, plan = prepared(hard, replace(recipe_named("fast"), rotate=False))
             names = [n for n, _ in changed.family.weight_names(changed.spec) if plan.integer(n)]
             sites = sites_of(changed, names)
             for gain in GAINS:
