@@ -169,9 +169,12 @@ class Plan:
 
     def only_kv(self) -> "Plan":
         """The same with its cache, and every weight as the checkpoint has it."""
-        plan = Plan(self.recipe, self._kinds, self._importance, None, self.kv_steps)
-        plan._chosen = ("", 0)
-        return plan
+        return self._like(_exact={}, _chosen=("", 0))
+
+    def packed(self, source: Source, name: str) -> bool:
+        """Whether the source has the matrix as the plan would store it, level by level."""
+        bits, run = self.bits_of(name), self._run(matrix_shape(source, name)[1])
+        return bits is not None and packed_rows(source, name, slice(0, 1), bits, run) is not None
 
     def quantized(self, source: Source, name: str) -> Iterator[QuantizedRows]:
         """The rows of a linear weight, in order; ExportError for a value that is not finite."""
@@ -199,10 +202,10 @@ class Plan:
             if columns:
                 block = block.copy()
                 block[:, columns] = 0
-            q = packed_rows(source, name, rows, bits, run)
-            if q is None:
-                symmetric = not self.recipe.block
-                q = quantize(block, bits, run, search, importance, symmetric=symmetric)
+            symmetric = not self.recipe.block
+            q = packed_rows(source, name, rows, bits, run) or quantize(
+                block, bits, run, search, importance, symmetric=symmetric
+            )
             return QuantizedRows(q, _square(dequantize(q) - block), square, exact)
 
         blocks = list(row_blocks(*shape))

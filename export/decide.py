@@ -49,6 +49,8 @@ def decide(
     places = places_of(checkpoint)
     names = set(linear_weights(checkpoint.family, checkpoint.spec, source))
     names = {n for n in names if plan.bits_of(n) is not None and not plan.integer(n)}
+    # What a checkpoint has packed already stays as it is.
+    names = {n for n in names if not plan.packed(source, n)}
     if all(str(place) in levels for place in places):
         return decided
     for number, place in enumerate(places):

@@ -95,7 +95,7 @@ def _keep(folder: Path, place: str, levels: Mapping[str, Quantized]) -> None:
     for number, (name, q) in enumerate(levels.items()):
         for what, array in zip(_PARTS, (q.levels, q.scales), strict=True):
             with (folder / f"{place}.{number}.{what}.npy").open("wb") as stream:
-                np.save(stream, array)
+                np.save(stream, np.asarray(array))
                 _settle(stream)
         entries.append([name, q.bits, q.block, q.inner])
     unfinished = folder / f"{place}.unfinished"
