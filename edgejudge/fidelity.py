@@ -64,6 +64,7 @@ def export_bundle(
     revision: str | None = None,
     kv_bytes: bool = False,
     targets: Sequence[str] = ("cpu",),
+    budget: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> Manifest:
     """Exports, measures, seals; the folder `out` appears only if all three went well.
@@ -71,7 +72,8 @@ def export_bundle(
     The decoder is cut into `parts` graphs, or as few as keep the weights of each under
     `part_bytes`. `policies` are compiled into the bundle. `force` replaces a bundle that is there
     already. `max_pixels` bounds the pictures of a family that keeps their own grid. `kv_bytes`
-    keeps keys and values in signed bytes, a quarter of their room. `accept_flips` is a share of
+    keeps keys and values in signed bytes, a quarter of their room. `budget` is how many bytes all
+    weights may take, in place of a recipe. `accept_flips` is a share of
     decisions that may flip, in place of the gate's limits. Raises FidelityError for a bundle that
     is too far from the reference.
     """
@@ -88,7 +90,7 @@ def export_bundle(
     cut.check()
     with exporting.workplace(target, "unsealed") as partial, exporting.kept(target) as work:
         chosen = recipe or exporting.DEFAULT_RECIPE
-        changed, plan = exporting.prepared(opened, chosen, progress, kv_bytes, work)
+        changed, plan = exporting.prepared(opened, chosen, progress, kv_bytes, work, budget)
         exporting.export(changed, partial, plan, cut, policies, targets=targets, progress=progress)
         bundle = Bundle.open(partial, unsealed=True)
         gate = _Gate(bundle, opened, changed.weights, plan, progress)

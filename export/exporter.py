@@ -28,6 +28,7 @@ from edgejudge.bundle import (
     sha256_of_file,
 )
 from edgejudge.errors import ExportError
+from edgejudge.export.allocate import BASE, allocate
 from edgejudge.export.blocks import Plan
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import Compiler
@@ -122,12 +123,16 @@ def prepared(
     progress: Callable[[str, float], None] = lambda *_: None,
     kv_bytes: bool = False,
     work: Path | None = None,
+    budget: int | None = None,
 ) -> tuple[Checkpoint, Plan]:
     """The checkpoint as a recipe wants it, the same function with other weights; and how they are
     stored. `kv_bytes` keeps keys and values as bytes. What takes long is kept in `work`, if it is
-    named, where an export that was killed finds it again; the plan reads it there.
+    named, where an export that was killed finds it again; the plan reads it there. `budget` is how
+    many bytes all weights may take: then bits are found for that, and `recipe` is not asked.
     """
-    plan = plan_of(checkpoint, recipe, progress)
+    plan = plan_of(checkpoint, recipe if budget is None else BASE, progress)
+    if budget is not None:
+        plan = allocate(checkpoint, plan, budget, progress)
     if plan.recipe.smooth:
         progress("smoothing activations", 0.0)
         checkpoint = smoothed(checkpoint)

@@ -71,7 +71,9 @@ def quantize(
 def pack(levels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Signed whole numbers [N, K / block, block] as they are stored."""
     unsigned: NDArray[np.uint8] = (levels + (1 << bits - 1)).astype(np.uint8)
-    return unsigned[..., 0::2] | (unsigned[..., 1::2] << 4) if bits == 4 else unsigned
+    if bits != 4:
+        return unsigned
+    return unsigned[..., 0::2] | np.left_shift(unsigned[..., 1::2], np.uint8(4))
 
 
 def lowest_level(bits: int, search: bool, symmetric: bool = False) -> int:
