@@ -116,9 +116,7 @@ def main() -> None:
         f"{checkpoint.card.name}: {len(truth)} decisions, {len(gate)} pictures, "
         f"{int(near.sum())} near their threshold"
     )
-    print(
-        "| weights | bytes | flips (95 % bound) | near ones | KL, 1e-6 nats | p99 of the change |"
-    )
+    print("| weights | bytes | flips (95 % bound) | near | KL, 1e-6 nats | change, 99th |")
     print("|---" * 6 + "|", flush=True)
     groups, results = None, []
     for name, plan in plans(checkpoint):
