@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-kv bench-ablation bench-limits bench-recipes bench-export bench-rules bench-schedule bench-devices bench-contention bench-trace soak parity-distance preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
+.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-kv bench-ablation bench-limits bench-recipes bench-export bench-allocation bench-rules bench-schedule bench-devices bench-contention bench-trace soak parity-distance preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -189,6 +189,9 @@ bench-memory: $(VENV)/.runtime  ## seconds and memory within a budget (BUNDLE=..
 
 bench-export: $(VENV)/.test  ## time, memory and gate of exports (JUDGES="NAME:RECIPE ..."); gigabytes in TMPDIR
 	$(BIN)/python tests/bench/exports.py $(JUDGES)
+
+bench-allocation: $(VENV)/.test  ## bytes of weights beside verdicts: recipes, rounding of second order, bits under budgets (BENCH_ARGS="--pictures 42")
+	$(BIN)/python tests/bench/allocation.py $(CHECKPOINT) $(BENCH_ARGS)
 
 bench-rules: $(VENV)/.runtime  ## what one more rule over a picture costs (BUNDLE=...; nano otherwise)
 	$(BIN)/python tests/bench/rules.py $(BUNDLE)

@@ -64,6 +64,7 @@ def export_bundle(
     revision: str | None = None,
     kv: str = "float32",
     targets: Sequence[str] = ("cpu",),
+    budget: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> Manifest:
     """Exports, measures, seals; the folder `out` appears only if all three went well.
@@ -72,8 +73,9 @@ def export_bundle(
     `part_bytes`. `policies` are compiled into the bundle. `force` replaces a bundle that is there
     already. `max_pixels` bounds the pictures of a family that keeps their own grid. `kv` is what
     keys and values are kept in: "int8" takes a quarter of the room of "float32", "int4" an eighth.
-    `accept_flips` is a share of decisions that may flip, in place of the gate's limits. Raises
-    FidelityError for a bundle that is too far from the reference.
+    `budget` is how many bytes all weights may take, in place of a recipe. `accept_flips` is a share
+    of decisions that may flip, in place of the gate's limits. Raises FidelityError for a bundle
+    that is too far from the reference.
     """
     exporting = exporting_tools()
     target = Path(out).resolve()
@@ -88,7 +90,7 @@ def export_bundle(
     cut.check()
     with exporting.workplace(target, "unsealed") as partial, exporting.kept(target) as work:
         chosen = recipe or exporting.DEFAULT_RECIPE
-        changed, plan = exporting.prepared(opened, chosen, progress, kv, work)
+        changed, plan = exporting.prepared(opened, chosen, progress, kv, work, budget)
         exporting.export(changed, partial, plan, cut, policies, targets=targets, progress=progress)
         bundle = Bundle.open(partial, unsealed=True)
         gate = _Gate(bundle, opened, changed.weights, plan, progress)

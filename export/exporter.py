@@ -30,6 +30,7 @@ from edgejudge.bundle import (
     sha256_of_file,
 )
 from edgejudge.errors import ExportError
+from edgejudge.export.allocate import BASE, allocate
 from edgejudge.export.blocks import Plan
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import Compiler
@@ -134,13 +135,17 @@ def prepared(
     progress: Callable[[str, float], None] = lambda *_: None,
     kv: str = "float32",
     work: Path | None = None,
+    budget: int | None = None,
 ) -> tuple[Checkpoint, Plan]:
     """The checkpoint as a recipe wants it, the same function with other weights; and how they are
     stored. `kv` is what keys and values are kept in: "float32", "int8" or "int4". What takes long
     is kept in `work`, if it is named, where an export that was killed finds it again; the plan
-    reads it there.
+    reads it there. `budget` is how many bytes all weights may take: then bits are found for that,
+    and `recipe` is not asked.
     """
     check_kv(kv, checkpoint)
+    if budget is not None:
+        recipe = BASE
     chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
     if _rotates(checkpoint, chosen):
         progress("rotating the residual stream", 0.0)
@@ -149,6 +154,8 @@ def prepared(
         progress("smoothing activations", 0.0)
         checkpoint = smoothed(checkpoint)
     plan = plan_of(checkpoint, chosen, progress)
+    if budget is not None:
+        plan = allocate(checkpoint, plan, budget, progress)
     if plan.recipe.side_gain:
         progress("looking for channels to keep exact", 0.0)
         names = [n for n, _ in checkpoint.family.weight_names(checkpoint.spec) if plan.integer(n)]

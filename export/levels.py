@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgejudge.errors import ExportError
 from edgejudge.export.checkpoint import Checkpoint
@@ -93,7 +94,8 @@ def _keep(folder: Path, place: str, levels: Mapping[str, Quantized]) -> None:
     """The index last: what it lists is whole, after a power cut too."""
     entries = []
     for number, (name, q) in enumerate(levels.items()):
-        for what, array in zip(_PARTS, (q.levels, q.scales), strict=True):
+        arrays: list[NDArray[Any]] = [q.levels, q.scales]
+        for what, array in zip(_PARTS, arrays, strict=True):
             with (folder / f"{place}.{number}.{what}.npy").open("wb") as stream:
                 np.save(stream, np.asarray(array))
                 _settle(stream)

@@ -37,7 +37,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub id")
     parser.add_argument("--out", metavar="DIR", help="the bundle's new folder")
-    parser.add_argument(
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument(
+        "--budget",
+        type=size,
+        metavar="SIZE",
+        help="in place of a recipe: the least loss that so many bytes of weights allow, like "
+        "900MiB, with four or eight bits for each role of each layer",
+    )
+    precision.add_argument(
         "--recipe",
         default="balanced",
         choices=("exact", "balanced", "small", "w8", "fast", "fast8"),
@@ -142,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
             recipe=args.recipe,
             parts=args.parts,
             part_bytes=args.part_bytes,
+            budget=args.budget,
             max_pixels=args.max_pixels,
             revision=args.revision,
             policies=policies,
