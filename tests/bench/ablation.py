@@ -68,10 +68,12 @@ def recipes() -> Iterator[tuple[str, Means, Recipe]]:
         base = recipe_named(name)
         for means in combinations:
             gain = recipe_named("fast").side_gain if means.side else 0.0
+            # With the nearest levels: what they are made of is another question.
+            plain = replace(base, second_order=False)
             yield (
                 name,
                 means,
-                replace(base, rotate=means.rotate, smooth=means.smooth, side_gain=gain),
+                replace(plain, rotate=means.rotate, smooth=means.smooth, side_gain=gain),
             )
 
 
