@@ -173,7 +173,8 @@ def massive(opened: Checkpoint) -> Checkpoint:
     table = held[opened.family.EMBEDDINGS]
     for token in (opened.prompt.head[0], opened.tokens.end_of_turn):
         table[token, 5] = HUGE
-    positions = [name for name in names if "position_embedding" in name]
+    tables = ("position_embedding", "pos_embed.")
+    positions = [name for name in names if any(table in name for table in tables)]
     if positions:
         held[positions[0]][..., [0, 7], 3] = HUGE
     else:  # it has no positions: a neuron of the first layer that fires on patches like the first

@@ -139,7 +139,7 @@ def test_what_is_not_supported_is_refused_by_name(
         ({"min_tiles": 13}, "preprocessing.min_tiles: 13 is not from 1 to 6"),
         ({"std": [1.0, 0.0, 1.0]}, "preprocessing.std"),
         ({"resample": "SINC"}, "preprocessing.resample"),
-        ({"kind": "mosaik"}, "expected 'tiles', 'mosaic' or 'patches'"),
+        ({"kind": "mosaik"}, "expected 'tiles', 'mosaic', 'patches' or 'anyres'"),
         ({"surprise": 1}, "surprise"),
     ],
 )

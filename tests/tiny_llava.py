@@ -18,7 +18,14 @@ from edgejudge.models.hf_config import HfConfig
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 IMAGE = SPECIALS.index("<image>")
 VIEW, PATCH = 18, 4
-SIZES = [[VIEW * down, VIEW * across] for down in range(1, 5) for across in range(1, 5)]
+
+
+def sizes_of(view: int) -> list[list[int]]:
+    """Canvases of up to four by four views."""
+    return [[view * down, view * across] for down in range(1, 5) for across in range(1, 5)]
+
+
+SIZES = sizes_of(VIEW)
 PROCESSOR = {
     "image_processor_type": "LlavaOnevisionImageProcessor",
     "do_resize": True,
@@ -64,6 +71,7 @@ def make_model(
     faint: bool = False,
     most: int = 3,
     text_layers: int = 3,
+    view: int = VIEW,
 ) -> Any:
     """A LlavaOnevisionForConditionalGeneration in evaluation mode, float32.
 
@@ -78,7 +86,7 @@ def make_model(
             "intermediate_size": 48,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
-            "image_size": VIEW,
+            "image_size": view,
             "patch_size": PATCH,
             "vision_use_head": False,
         },
@@ -99,7 +107,7 @@ def make_model(
         },
         image_token_index=IMAGE,
         video_token_index=IMAGE + 1,
-        image_grid_pinpoints=SIZES,
+        image_grid_pinpoints=sizes_of(view),
         vision_aspect_ratio=f"anyres_max_{most}",
         tie_word_embeddings=tied,
     )
@@ -122,7 +130,9 @@ def make_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     make_model(**model).to(getattr(torch, dtype)).save_pretrained(folder)
     tiny.make_tokenizer(folder / "tokenizer.json", SPECIALS)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    view = model.get("view", VIEW)
+    sized = {"image_grid_pinpoints": sizes_of(view), "size": {"height": view, "width": view}}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, **sized}))
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
     if card is not None:
         (folder / "judge.json").write_text(json.dumps(card))
