@@ -292,7 +292,8 @@ def test_in_a_stream_only_the_picture_it_happened_to(
     found = list(judge.stream(pictures(3), KITCHEN))
     for verdict, other in zip(found, expected, strict=True):
         same(verdict, other)
-    assert [notes(verdict) for verdict in found] == [["device_failed"], [], []]
+    # Whichever of them was encoded first, on a machine that has other work too.
+    assert sorted(notes(verdict) for verdict in found) == [[], [], ["device_failed"]]
 
 
 def test_who_was_read_ahead_is_told_too(
