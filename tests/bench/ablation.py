@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import outliers  # noqa: E402
 import tiny  # noqa: E402
 import tiny_qwen3  # noqa: E402
+from edgejudge.errors import ProviderError  # noqa: E402
 from edgejudge.export import (  # noqa: E402
     Checkpoint,
     Exact,
@@ -136,21 +137,30 @@ def errors(opened: Checkpoint, found: np.ndarray, truth: np.ndarray) -> list[str
 
 
 def prefill_tok_s(bundles: list[Path]) -> list[str]:
-    """Of one picture's prompt, bundles in turns."""
+    """Of one picture's prompt, bundles in turns; of one that this processor cannot add up, none."""
     from recipes import Judged
 
-    judged = [Judged(folder) for folder in bundles]
+    judged: list[Judged | None] = []
+    for folder in bundles:
+        try:
+            judged.append(Judged(folder))
+        except ProviderError:
+            judged.append(None)
     for round_ in range(ROUNDS + 1):
-        for one in judged:
+        for one in filter(None, judged):
             one.once()
             if round_ == 0:  # opens the sessions
                 one.seconds["prefill"].clear()
-    return [f"{one.tokens / statistics.median(one.seconds['prefill']):.0f}" for one in judged]
+    return [
+        "-" if one is None else f"{one.tokens / statistics.median(one.seconds['prefill']):.0f}"
+        for one in judged
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=JUDGES, help="this judge alone")
+    parser.add_argument("--outliers", choices=KINDS, help="of this kind alone")
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--conditions", type=int, default=24, help="of each picture")
     parser.add_argument("--time", action="store_true", help="prefill of bundles too")
@@ -164,7 +174,7 @@ def main() -> None:
         for name in [args.only] if args.only else JUDGES:
             opened = judge(name, Path(scratch), calibration)
             truth = answers(opened, Exact(opened.weights))
-            for kind in KINDS:
+            for kind in [args.outliers] if args.outliers else KINDS:
                 hard = with_outliers(opened, kind)
                 rows, bundles = [], []
                 for recipe, means, chosen in recipes():
