@@ -31,6 +31,7 @@ __all__ = [
     "KINDS",
     "Group",
     "allocate",
+    "check_budget",
     "best_within",
     "kind_of",
     "losses_of",
@@ -120,15 +121,8 @@ def _stored(shape: tuple[int, int], plan: Plan, bits: int | None) -> int:
     return rows * -(-inner // block) * (block * bits // 8 + 4)
 
 
-def allocate(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    budget: int,
-    progress: Callable[[str, float], None] = lambda *_: None,
-) -> Plan:
-    """`plan` with the bits that move label probabilities least, in at most so many bytes of
-    weights. Raises ExportError for a budget that four bits everywhere would exceed.
-    """
+def check_budget(checkpoint: Checkpoint, plan: Plan, budget: int) -> list[Group]:
+    """All matrices. Raises ExportError for a budget that four bits everywhere would exceed."""
     groups = weight_groups(checkpoint, plan)
     least = weight_bytes(checkpoint, _with_many(plan, groups, ()), groups)
     if budget < least:
@@ -136,6 +130,19 @@ def allocate(
             f"the budget is {budget} bytes, the weights take {least} with four bits in every "
             f"matrix; allow at least {-(-least // (1 << 10))}KiB, or take a smaller checkpoint"
         )
+    return groups
+
+
+def allocate(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    budget: int,
+    progress: Callable[[str, float], None] = lambda *_: None,
+) -> Plan:
+    """`plan` with the bits that move label probabilities least, in at most so many bytes of
+    weights. Raises ExportError as `check_budget`.
+    """
+    groups = check_budget(checkpoint, plan, budget)
     losses = losses_of(checkpoint, plan, groups, progress)
     return spent(checkpoint, plan, groups, losses, budget)
 

@@ -30,7 +30,7 @@ from edgejudge.bundle import (
     sha256_of_file,
 )
 from edgejudge.errors import ExportError
-from edgejudge.export.allocate import BASE, allocate
+from edgejudge.export.allocate import BASE, allocate, check_budget
 from edgejudge.export.blocks import Plan
 from edgejudge.export.checkpoint import Checkpoint, open_checkpoint
 from edgejudge.export.compile import Compiler
@@ -43,7 +43,7 @@ from edgejudge.export.levels import Levels, key_of
 from edgejudge.export.observe import calibration_pictures
 from edgejudge.export.onnx_ops import OnnxOps
 from edgejudge.export.parts import Cut, coreml_parts, layer_bytes, npu_parts, slices
-from edgejudge.export.recipe import DEFAULT_RECIPE, Recipe, kinds_of, recipe_named
+from edgejudge.export.recipe import DEFAULT_RECIPE, Kinds, Recipe, kinds_of, recipe_named
 from edgejudge.export.reference import Reference
 from edgejudge.export.rotation import rotated, turned
 from edgejudge.export.side_path import side_columns, sites_of
@@ -147,6 +147,8 @@ def prepared(
     if budget is not None:
         recipe = BASE
     chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    if budget is not None:  # before anything that takes long
+        check_budget(checkpoint, Plan(chosen, _kinds(checkpoint)), budget)
     if _rotates(checkpoint, chosen):
         progress("rotating the residual stream", 0.0)
         checkpoint = rotated(checkpoint)
@@ -193,12 +195,15 @@ def plan_of(
     where the checkpoint has one and the recipe searches scales.
     """
     chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    kinds = kinds_of(checkpoint.family.group_of, checkpoint.spec.text.layers)
     importance = {}
     if chosen.search and checkpoint.calibration_folder is not None:
         progress("looking at calibration pictures", 0.0)
         importance = column_importance(checkpoint)
-    return Plan(chosen, kinds, importance.get)
+    return Plan(chosen, _kinds(checkpoint), importance.get)
+
+
+def _kinds(checkpoint: Checkpoint) -> Kinds:
+    return kinds_of(checkpoint.family.group_of, checkpoint.spec.text.layers)
 
 
 def check_target(target: Path, force: bool) -> None:
