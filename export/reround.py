@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edgejudge.errors import ExportError
@@ -56,10 +57,11 @@ def curvature_of(hessian: Floats) -> Curvature:
     share = _DAMPENING
     while True:
         ordered[np.diag_indices_from(ordered)] = diagonal[order] + share * mean
-        try:
-            return Curvature(np.linalg.cholesky(ordered), order)
-        except np.linalg.LinAlgError:
-            share *= 10
+        # torch's, which holds one matrix more; numpy's holds several.
+        root, failed = torch.linalg.cholesky_ex(torch.from_numpy(ordered))
+        if not failed:
+            return Curvature(root.numpy(), order)
+        share *= 10
 
 
 def reround(
