@@ -15,17 +15,12 @@ from pathlib import Path
 from edgejudge.bundle import Bundle, GraphRecord
 from edgejudge.errors import BundleError, InputError
 
-__all__ = ["function_name", "package_name", "swift", "write_packages"]
+__all__ = ["package_name", "swift", "write_packages"]
 
 _ITEMS = (  # description, name and path, in the order of a graph's files
     ("CoreML Model Specification", "model.mlmodel", "com.apple.CoreML/model.mlmodel"),
     ("CoreML Model Weights", "weights", "com.apple.CoreML/weights"),
 )
-
-
-def function_name(graph: GraphRecord) -> str:
-    """Of a program's functions, the one that this record is of."""
-    return f"tokens{graph.tokens}"
 
 
 def package_name(graph: GraphRecord) -> str:
@@ -132,7 +127,7 @@ def swift(bundle: Bundle) -> str:
     for graph in graphs:
         shapes = ", ".join(f"{t.name} {' x '.join(t.shape)} {t.dtype}" for t in graph.inputs)
         gives = ", ".join(f"{t.name} {' x '.join(t.shape)}" for t in graph.outputs)
-        sizes.append(f"// {package_name(graph)}, {function_name(graph)}: {shapes} -> {gives}\n")
+        sizes.append(f"// {package_name(graph)}, {graph.function}: {shapes} -> {gives}\n")
     return _SWIFT.format(
         name=bundle.manifest.name,
         short=bundle.fingerprint[:12],

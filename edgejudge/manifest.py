@@ -112,6 +112,11 @@ class GraphRecord:
     outputs: tuple[TensorRecord, ...]
     kv: KvRecord | None
 
+    @property
+    def function(self) -> str:
+        """Of a Core ML program's functions, the one that this record is of."""
+        return f"tokens{self.tokens}"
+
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,14 @@ from edgejudge.export.checkpoint import Checkpoint
 from edgejudge.export.coreml_ops import MilOps, Shared
 from edgejudge.export.ledger import Ledger
 
-__all__ = ["MOST_BYTES", "function_name", "write_programs"]
+__all__ = ["MOST_BYTES", "write_programs"]
 
 MOST_BYTES = 1 << 30  # of a program's weights, which is what phones take
 _CONTEXT = 2048  # rows of the cache
 _HEAD_ROWS = 64  # questions whose labels are read at once
 _KINDS: dict[str, Any] = {"float16": types.fp16, "float32": types.fp32, "int32": types.int32}
+_STATES = ("keys", "values")
 _PIECES = {"model.mlmodel": "mlmodel", "weights/weight.bin": "weights.bin"}
-
-
-def function_name(tokens: int) -> str:
-    """Of what takes so many tokens, patches, views or rows at once."""
-    return f"tokens{tokens}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,27 +148,31 @@ class _Writer:
         state: tuple[int, ...] | None = None,
     ) -> Iterator[GraphRecord]:
         shared = Shared(self.checkpoint.weights, self.plan, self.ledger, np.dtype(kind).type)
-        program = Program()
-        for one in functions:
-            program.add_function(function_name(one.tokens), _built(one, shared, state))
-        program.default_function_name = function_name(functions[0].tokens)
-        program.skip_all_passes = True  # what was proven is what is written
-        program.export_as_multifunction = True
         stem = ".".join(str(p) for p in ("coreml", self.variant, stage, part) if p is not None)
-        files = self._saved(program, stem)
-        for one in functions:
-            yield GraphRecord(
+        records = [
+            GraphRecord(
                 target="coreml",
                 variant=self.variant,
                 stage=stage,
                 part=part,
                 tokens=one.tokens,
-                file=files[0],
-                weight_files=tuple(files[1:]),
+                file="",
+                weight_files=(),
                 inputs=one.inputs,
                 outputs=(one.output,),
                 kv=kv,
             )
+            for one in functions
+        ]
+        program = Program()
+        for record, one in zip(records, functions, strict=True):
+            program.add_function(record.function, _built(one, shared, state))
+        program.default_function_name = records[0].function
+        program.skip_all_passes = True  # what was proven is what is written
+        program.export_as_multifunction = True
+        file, *weights = self._saved(program, stem)
+        for record in records:
+            yield replace(record, file=file, weight_files=tuple(weights))
 
     def _saved(self, program: Program, stem: str) -> list[str]:
         """The program's files, taken out of the folders that Xcode wants around them."""
@@ -212,9 +212,6 @@ def _built(one: _Function, shared: Shared, state: tuple[int, ...] | None) -> Fun
         made = one.build(shared, dict(function.inputs))
         function.set_outputs([mb.identity(x=made, name=one.output.name)])
     return function
-
-
-_STATES = ("keys", "values")
 
 
 def _tensor(name: str, kind: str, *shape: int) -> TensorRecord:

@@ -18,6 +18,7 @@ from edgejudge.models.chatml import LEAD_IN, chatml_record
 from edgejudge.models.hf_config import HfConfig
 from edgejudge.models.mosaic import MosaicSpec, read_mosaic_spec
 from edgejudge.models.ops import Ops
+from edgejudge.models.siglip import static_vision_inputs
 from edgejudge.models.spec import ModelSpec, TextSpec, VisionSpec
 from edgejudge.models.tokenizer import Tokenizer, special_tokens
 
@@ -166,12 +167,6 @@ def vision_inputs(
     if layers is not None and layers.start:
         return {"hidden": ("float32", ("V", 1 + tower.grid**2, tower.hidden))}
     return {"pixel_values": ("float32", ("V", 3, tower.image_size, tower.image_size))}
-
-
-def static_vision_inputs(spec: ModelSpec) -> dict[int, dict[str, tuple[int, ...]]]:
-    """Views of a static graph -> name and shape of its inputs, all float32."""
-    side = spec.vision.image_size
-    return {1: {"pixel_values": (1, 3, side, side)}}
 
 
 def vision(ops: Ops[V], spec: ModelSpec, inputs: dict[str, V], layers: range | None = None) -> V:

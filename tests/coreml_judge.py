@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, GraphRecord
-from edgejudge.coreml_packages import function_name, package_name
+from edgejudge.coreml_packages import package_name
 from edgejudge.models.packing import Packing
 from edgejudge.models.rope import rotation
 from edgejudge.models.spec import ModelSpec
@@ -38,7 +38,7 @@ class CoremlJudge:
         for part in bundle.manifest.parts:
             graph = self.graphs("decoder", part.index)[0]
             package = self.package(graph)
-            self.states.append(package.new_state(function_name(graph)))
+            self.states.append(package.new_state(graph.function))
 
     def graphs(self, stage: str, part: int | None = None) -> list[GraphRecord]:
         return [
@@ -58,7 +58,7 @@ class CoremlJudge:
             tensor.name: np.asarray(feeds[tensor.name]).astype(tensor.dtype)
             for tensor in graph.inputs
         }
-        found = self.package(graph).run(function_name(graph), ready, state)
+        found = self.package(graph).run(graph.function, ready, state)
         return found[graph.outputs[0].name]
 
     def encode(self, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ pytest.importorskip("coremltools", reason="the extra coreml is not installed")
 from coreml_judge import CoremlJudge
 from edgejudge.bundle import Bundle
 from edgejudge.cli import main
-from edgejudge.coreml_packages import function_name, write_packages
+from edgejudge.coreml_packages import write_packages
 from edgejudge.errors import BundleError, ExportError
 from edgejudge.export import (
     Asked,
@@ -271,7 +271,7 @@ def test_functions_share_weights_and_say_what_they_take(one: Case) -> None:
     sizes = {file.name: file.bytes for file in one.bundle.manifest.files}
     for graph in graphs:
         package = CoremlJudge(one.bundle, one.packages).package(graph)
-        described = package.description(function_name(graph))
+        described = package.description(graph.function)
         for ours, theirs in (
             (graph.inputs, described.input),
             (graph.outputs, described.output),
@@ -282,7 +282,7 @@ def test_functions_share_weights_and_say_what_they_take(one: Case) -> None:
             ]
         assert [s.name for s in described.state] == (["keys", "values"] if graph.kv else [])
         assert package.spec.specificationVersion == 9, "iOS 18"
-        kinds = set(package.operations(function_name(graph)))
+        kinds = set(package.operations(graph.function))
         assert ("constexpr_blockwise_shift_scale" in kinds) == (graph.stage != "verdict_head")
     decoder = [g for g in graphs if g.stage == "decoder" and g.part == 0]
     assert [g.tokens for g in decoder] == [128, 1] and decoder[0].file == decoder[1].file
