@@ -40,12 +40,12 @@ _PIECES = {"model.mlmodel": "mlmodel", "weights/weight.bin": "weights.bin"}
 
 @dataclass(frozen=True, slots=True)
 class _Function:
-    """`build` gives the output's value, of the inputs and states by name."""
+    """`build` gives the outputs' values, of the inputs and states by name."""
 
     tokens: int
     inputs: tuple[TensorRecord, ...]
-    output: TensorRecord
-    build: Callable[[Shared, dict[str, Any]], Any]
+    outputs: tuple[TensorRecord, ...]
+    build: Callable[[Shared, dict[str, Any]], Sequence[Any]]
 
 
 def write_programs(
@@ -86,8 +86,8 @@ class _Writer:
                 _Function(
                     size,
                     tuple(_tensor(name, "float16", *shape) for name, shape in shapes.items()),
-                    _tensor("visual_tokens", "float16", 1, count, spec.width_at(0)),
-                    lambda shared, given: family.vision(MilOps(shared), spec, given),
+                    (_tensor("visual_tokens", "float16", 1, count, spec.width_at(0)),),
+                    lambda shared, given: [family.vision(MilOps(shared), spec, given)],
                 )
             )
         yield from self._write("vision", None, functions, "float16", None)
@@ -97,11 +97,12 @@ class _Writer:
         text = spec.text
         rows = min(_CONTEXT, text.max_positions)
 
-        def build(shared: Shared, given: dict[str, Any]) -> Any:
+        def build(shared: Shared, given: dict[str, Any]) -> Sequence[Any]:
             states = given["keys"], given["values"]
             ops = MilOps(shared, given["begin"], given["attention_bias"], states, layers.start)
             turn = given["rope_cos"], given["rope_sin"]
-            return family.decoder(ops, spec, given["hidden"], turn, layers)
+            hidden = family.decoder(ops, spec, given["hidden"], turn, layers)
+            return [hidden, *ops.new.values()]
 
         functions = []
         for tokens in (self.chunk, 1):
@@ -113,8 +114,18 @@ class _Writer:
                 _tensor("attention_bias", "float16", 1, 1, tokens, rows),
                 _tensor("begin", "int32", 1),
             )
-            output = _tensor("hidden_out", "float16", 1, tokens, spec.width_at(layers.stop))
-            functions.append(_Function(tokens, inputs, output, build))
+            # What was added is given too: a device that comes next, and whoever keeps a prefix,
+            # need not read a whole state for it.
+            new = (1, text.kv_heads, tokens, text.head_dim)
+            outputs = (
+                _tensor("hidden_out", "float16", 1, tokens, spec.width_at(layers.stop)),
+                *(
+                    _tensor(f"new_{which}_{layer}", "float16", *new)
+                    for layer in layers
+                    for which in ("key", "value")
+                ),
+            )
+            functions.append(_Function(tokens, inputs, outputs, build))
         kv = KvRecord("state", "float16", text.kv_heads, text.head_dim, None, (), (rows,))
         state = (len(layers), text.kv_heads, rows, text.head_dim)
         yield from self._write("decoder", index, functions, "float16", kv, state)
@@ -127,13 +138,13 @@ class _Writer:
         wide = spec.text.vocab if rows is None else len(rows)
         name = "logits" if rows is None else "label_logits"
 
-        def build(shared: Shared, given: dict[str, Any]) -> Any:
-            return family.head(MilOps(shared), spec, given["hidden"], rows)
+        def build(shared: Shared, given: dict[str, Any]) -> Sequence[Any]:
+            return [family.head(MilOps(shared), spec, given["hidden"], rows)]
 
         one = _Function(
             count,
             (_tensor("hidden", kind, count, spec.text.hidden),),
-            _tensor(name, kind, count, wide),
+            (_tensor(name, kind, count, wide),),
             build,
         )
         yield from self._write(stage, None, [one], kind, None)
@@ -159,7 +170,7 @@ class _Writer:
                 file="",
                 weight_files=(),
                 inputs=one.inputs,
-                outputs=(one.output,),
+                outputs=one.outputs,
                 kv=kv,
             )
             for one in functions
@@ -210,7 +221,8 @@ def _built(one: _Function, shared: Shared, state: tuple[int, ...] | None) -> Fun
         given |= {n: mb.state_tensor_placeholder(state, dtype=types.fp16) for n in _STATES}
     with Function(given, opset_version=ct.target.iOS18) as function:
         made = one.build(shared, dict(function.inputs))
-        function.set_outputs([mb.identity(x=made, name=one.output.name)])
+        named = [mb.identity(x=x, name=o.name) for x, o in zip(made, one.outputs, strict=True)]
+        function.set_outputs(named)
     return function
 
 

@@ -76,7 +76,8 @@ class Shared:
 class MilOps:
     """Implements `Ops[Var]` within a function that is open. `begin` is the row of the cache that
     the first token of the pass is written to, `states` the names of keys and values, each
-    [layers, kv_heads, C, head_dim] from layer `first` on.
+    [layers, kv_heads, C, head_dim] from layer `first` on; `new` are the rows [1, kv_heads, S,
+    head_dim] that were written to them.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class MilOps:
         self._shared, self._begin, self._bias = shared, begin, bias
         self._states, self._first = states, first
         self._tiled: Any = None
+        self.new: dict[str, Any] = {}  # rows of keys and values that were added, by name
 
     # --- constants ---
 
@@ -272,9 +274,12 @@ class MilOps:
         tokens, groups = int(q.shape[1]), heads // kv_heads
         q = _by_head(mb.mul(x=q, y=self._number(scale)), heads)
         q = mb.reshape(x=q, shape=[1, kv_heads, groups * tokens, head_dim])
+        new = {f"new_key_{layer}": _by_head(k, kv_heads)}
+        new[f"new_value_{layer}"] = _by_head(v, kv_heads)
+        self.new |= new
         keys, values = (
-            self._written(state, _by_head(x, kv_heads), layer - self._first)
-            for state, x in zip(self._states, (k, v), strict=True)
+            self._written(state, rows, layer - self._first)
+            for state, rows in zip(self._states, new.values(), strict=True)
         )
         scores = mb.add(x=mb.matmul(x=q, y=keys, transpose_y=True), y=self._mask(groups))
         y = mb.matmul(x=mb.softmax(x=scores, axis=-1), y=values)
