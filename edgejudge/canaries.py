@@ -10,7 +10,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,8 @@ def _choose(
             for graph in bundle.graphs(device.target, name, stage):
                 if graph.part in parts:
                     bundle.graph_file(graph)  # a damaged file is no answer of the device
-            answer = _ask(bundle, engine, accelerator, stage, name)
+            with _trying(file.with_suffix(f".{name}.trying"), again or strict) as ended:
+                answer = ended or _ask(bundle, engine, accelerator, stage, name)
         found[name] = answer
         if isinstance(answer, float) and answer <= limit:
             accelerator.use(stage, name)
@@ -146,6 +148,40 @@ def _ask(
             return error
     except EdgeJudgeError as error:
         return str(error)
+
+
+@contextlib.contextmanager
+def _trying(file: Path, again: bool) -> Iterator[str]:
+    """Why a form is not tried, empty where it is: a driver may end the whole process, as Apple's
+    does with some programs (coremltools issue 2758), and would do so at every start. While it is
+    tried a file says so; one that lies there from before was left by a process that ended.
+    """
+    if not again and _left_behind(file):
+        yield (
+            "a process ended while it tried this form; `edgejudge check`, or loading with "
+            "verify=True, tries it again"
+        )
+        return
+    with contextlib.suppress(OSError):
+        keep_json(file, {"pid": os.getpid()})
+    try:
+        yield ""
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def _left_behind(file: Path) -> bool:
+    try:
+        pid = json.loads(file.read_bytes())["pid"]
+        if sys.platform != "win32":  # where asking would end it
+            os.kill(pid, 0)
+            return False
+    except (FileNotFoundError, PermissionError):
+        return False
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return True  # nobody has that number any more, or what is there is no such file
+    return True
 
 
 def _kept(file: Path) -> dict[str, float]:

@@ -5,26 +5,14 @@ are links to the bundle's where the file system has links, and `Judge.swift`, in
 and shape comes from the manifest. Runs nothing.
 """
 
-import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from edgejudge.bundle import Bundle, GraphRecord
 from edgejudge.errors import BundleError, InputError
+from edgejudge.runtime.mlpackage import package_name, write_package
 
-__all__ = ["package_name", "swift", "write_packages"]
-
-_ITEMS = (  # description, name and path, in the order of a graph's files
-    ("CoreML Model Specification", "model.mlmodel", "com.apple.CoreML/model.mlmodel"),
-    ("CoreML Model Weights", "weights", "com.apple.CoreML/weights"),
-)
-
-
-def package_name(graph: GraphRecord) -> str:
-    return graph.file.removesuffix(".mlmodel") + ".mlpackage"
+__all__ = ["swift", "write_packages"]
 
 
 def write_packages(bundle: Bundle, out: Path) -> list[Path]:
@@ -43,7 +31,7 @@ def write_packages(bundle: Bundle, out: Path) -> list[Path]:
             folder = out / package_name(graph)
             if folder.exists():
                 raise InputError("out", f"{folder}: is there already; name another folder")
-            _write(bundle, graph, folder)
+            write_package(bundle, graph, folder)
             made.append(folder)
         (out / "Judge.swift").write_text(swift(bundle))
     except OSError as error:
@@ -60,37 +48,6 @@ def _programs(bundle: Bundle) -> Iterator[GraphRecord]:
         if graph.target == "coreml" and graph.file not in seen:
             seen.add(graph.file)
             yield graph
-
-
-def _write(bundle: Bundle, graph: GraphRecord, folder: Path) -> None:
-    bundle.graph_file(graph)  # checks all of its files
-    inside = folder / "Data" / "com.apple.CoreML"
-    (inside / "weights").mkdir(parents=True)
-    _linked(bundle.path / graph.file, inside / "model.mlmodel")
-    for name in graph.weight_files:
-        _linked(bundle.path / name, inside / "weights" / "weight.bin")
-    entries = {}
-    for what, name, path in _ITEMS:
-        key = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{bundle.fingerprint}/{graph.file}/{name}"))
-        entries[key.upper()] = {
-            "author": "com.apple.CoreML",
-            "description": what,
-            "name": name,
-            "path": path,
-        }
-    manifest = {
-        "fileFormatVersion": "1.0.0",
-        "itemInfoEntries": entries,
-        "rootModelIdentifier": next(iter(entries)),
-    }
-    (folder / "Manifest.json").write_text(json.dumps(manifest, indent=4) + "\n")
-
-
-def _linked(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 _SWIFT = """// Made by `edgejudge coreml` for the bundle {name}, fingerprint {short}.

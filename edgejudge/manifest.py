@@ -117,6 +117,11 @@ class GraphRecord:
         """Of a Core ML program's functions, the one that this record is of."""
         return f"tokens{self.tokens}"
 
+    @property
+    def key(self) -> str:
+        """What its session is called: a file's name, and a function's where it has several."""
+        return f"{self.file}:{self.function}" if self.target == "coreml" else self.file
+
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:

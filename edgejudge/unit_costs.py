@@ -32,7 +32,7 @@ _IDLE_S = 1.0  # how long it is looked at what the processor draws when nothing 
 _HEADS = ("verdict_head", "lm_head")
 _ROWS = (1, 24)  # of a head
 # Busy and idle, where no counter tells: a phone's order of magnitude. A stated model, not measured.
-WATTS = {"cpu": (4.0, 0.5), "gpu": (3.0, 0.3), "npu": (1.5, 0.1)}
+WATTS = {"cpu": (4.0, 0.5), "gpu": (3.0, 0.3), "npu": (1.5, 0.1), "coreml": (1.5, 0.1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def measure_costs(
             found += rows.rows()
             memory = here[device.provider].memory_bytes if device.provider in here else None
             names = device.name, device.target, device.provider, device.version
-            padded = device.target == "npu"
+            padded = device.target in ("npu", "coreml")
             devices.append(DeviceRecord(*names, memory, *WATTS[device.target], padded))
             moved = accelerator.moved
             each = round(moved.ms / (moved.bytes / _MIB), 4) if moved.bytes else 0.0

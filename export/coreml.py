@@ -56,11 +56,13 @@ def write_programs(
     parts: Sequence[range],
     variant: str,
     chunk: int,
+    tables: bool,
 ) -> Iterator[GraphRecord]:
     """Raises ExportError for a program that is larger than phones take, or a weight beyond 16-bit
-    floats. `chunk` is how many tokens of a prompt go through at once.
+    floats. `chunk` is how many tokens of a prompt go through at once; with `tables` levels of four
+    bits are places in a table.
     """
-    writer = _Writer(folder, checkpoint, plan, ledger, variant, chunk)
+    writer = _Writer(folder, checkpoint, plan, ledger, variant, chunk, tables)
     yield from writer.vision()
     for index, layers in enumerate(parts):
         yield from writer.decoder(index, layers)
@@ -76,6 +78,7 @@ class _Writer:
     ledger: Ledger
     variant: str
     chunk: int
+    tables: bool
 
     def vision(self) -> Iterator[GraphRecord]:
         family, spec = self.checkpoint.family, self.checkpoint.spec
@@ -158,7 +161,8 @@ class _Writer:
         kv: KvRecord | None,
         state: tuple[int, ...] | None = None,
     ) -> Iterator[GraphRecord]:
-        shared = Shared(self.checkpoint.weights, self.plan, self.ledger, np.dtype(kind).type)
+        given = (self.checkpoint.weights, self.plan, self.ledger)
+        shared = Shared(*given, np.dtype(kind).type, self.tables)
         stem = ".".join(str(p) for p in ("coreml", self.variant, stage, part) if p is not None)
         records = [
             GraphRecord(
@@ -189,20 +193,22 @@ class _Writer:
         """The program's files, taken out of the folders that Xcode wants around them."""
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch, redirect_stderr(StringIO()):
             package = Path(scratch) / "program.mlpackage"
-            ct.convert(
+            ct.convert(  # to that folder at once: a gigabyte need not be written twice
                 program,
                 source="milinternal",
                 convert_to="mlprogram",
                 minimum_deployment_target=ct.target.iOS18,
                 pass_pipeline=ct.PassPipeline.EMPTY,
                 skip_model_load=True,
-            ).save(str(package))
+                package_dir=str(package),
+            )
             made = []
             for piece, ending in _PIECES.items():
                 file = package / "Data" / "com.apple.CoreML" / piece
                 if file.is_file():
                     made.append(f"{stem}.{ending}")
                     shutil.move(file, self.folder / made[-1])
+                    (self.folder / made[-1]).chmod(0o644)  # coremltools gives it to its maker alone
         size = sum((self.folder / name).stat().st_size for name in made)
         if size > MOST_BYTES:
             raise ExportError(

@@ -25,15 +25,27 @@ __all__ = ["MilOps", "Shared"]
 _LEAST_PEAK = 2.0**-13  # of a token: its square and eps over it are still numbers in 16 bits
 _LEAST_ROOT = 2.0**-13
 _NIBBLE: Any = types.np_int4_dtype
+_PLACE: Any = types.np_uint4_dtype  # in a table of sixteen
+_TABLE = np.arange(-8, 8, dtype=np.int8).reshape(1, 1, 16, 1)  # of the levels of four bits
 
 
 class Shared:
     """Weights as every function of one package has them: read and rounded once, stored once.
-    `kind` is the floats that it computes in.
+    `kind` is the floats that it computes in. With `tables` levels of four bits are places in a
+    table of levels (lut), which is how the Neural Engine wants few bits: the same weights in as
+    many bytes.
     """
 
-    def __init__(self, weights: Source, plan: Plan, ledger: Ledger, kind: Any = np.float16) -> None:
+    def __init__(
+        self,
+        weights: Source,
+        plan: Plan,
+        ledger: Ledger,
+        kind: Any = np.float16,
+        tables: bool = False,
+    ) -> None:
         self.weights, self.plan, self.ledger, self.kind = weights, plan, ledger, kind
+        self.tables = tables
         self._held: dict[str, NDArray[Any]] = {}
         self._quantized: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
 
@@ -56,7 +68,7 @@ class Shared:
         return value
 
     def levels(self, name: str, bits: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Signed levels [N, K up to whole blocks] and scales [N, blocks]."""
+        """Signed levels [N, K up to whole blocks], or their places, and scales [N, blocks]."""
         if name not in self._quantized:
             parts = list(self.plan.quantized(self.weights, name))
             levels = np.concatenate([part.q.levels for part in parts])
@@ -68,7 +80,9 @@ class Shared:
             error, square = sum(p.error for p in parts), sum(p.square for p in parts)
             nbytes = signed.size * bits // 8 + np.dtype(self.kind).itemsize * scales.size
             self.ledger.quantized(name, bits, block, nbytes, error, square)
-            typed = signed.astype(_NIBBLE) if bits == 4 else signed
+            typed: NDArray[Any] = signed
+            if bits == 4:
+                typed = (signed + 8).astype(_PLACE) if self.tables else signed.astype(_NIBBLE)
             self._quantized[name] = typed, self.floats(f"{name} scales", lambda: scales)
         return self._quantized[name]
 
@@ -112,9 +126,16 @@ class MilOps:
 
     def _matrix(self, weight: str, bits: int) -> Any:
         levels, scales = self._shared.levels(weight, bits)
+        named = {}
+        if bits == 4 and self._shared.tables:
+            # Whole numbers in the table: scales over one of floats are refused by the Neural
+            # Engine's compiler (coremltools pull request 2688).
+            levels = mb.constexpr_lut_to_dense(indices=levels, lut=_TABLE)
+            named["data"] = levels.op.inputs["indices"]
         made = mb.constexpr_blockwise_shift_scale(data=levels, scale=scales)
-        for name in ("data", "scale"):
-            made.op.inputs[name].op.weight_id = f"{weight} {name}"
+        named = {**{n: made.op.inputs[n] for n in ("data", "scale")}, **named}
+        for name, value in named.items():
+            value.op.weight_id = f"{weight} {name}"
         return made
 
     # --- the vocabulary ---

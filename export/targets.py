@@ -26,7 +26,7 @@ from edgejudge.models.spec import ModelSpec
 
 __all__ = ["TARGETS", "Variant", "lower", "variants_of"]
 
-TARGETS = ("cpu", "gpu", "npu", "npu:a16w4", "npu:a8w8", "coreml", "coreml:chunk64")
+TARGETS = ("cpu", "gpu", "npu", "npu:a16w4", "npu:a8w8", "coreml", "coreml:chunk64", "coreml:lut")
 _USUAL = {"npu": "a16w8", "coreml": "chunk128"}
 _CONTEXTS = (512, 1024, 2048)  # rows of the cache that a static graph takes
 _TOKENS = (128, 1)  # of a chunk of a prompt, and of text that is written
@@ -44,6 +44,7 @@ class Variant:
     bits: int = 0  # of weights that are stored for this target; 0 are those of the plan
     by_bytes: bool = False  # whether matrices meet bytes
     chunk: int = 0  # tokens of a prompt that go through a program at once, where it has no other
+    tables: bool = False  # whether levels of four bits are places in a table
 
 
 _VARIANTS = (
@@ -56,14 +57,15 @@ _VARIANTS = (
     Variant("npu", "a8w8", 3e-1, 8, by_bytes=True),
     Variant("coreml", "chunk128", 5e-2, chunk=128),
     Variant("coreml", "chunk64", 5e-2, chunk=64),
+    Variant("coreml", "lut", 5e-2, chunk=128, tables=True),
 )
 
 
 def variants_of(targets: Sequence[str], kv: str = "float32") -> list[Variant]:
     """Of these targets, in their order; "npu:a16w4" has weights of four bits, "npu:a8w8" matrices
-    that meet bytes; "coreml:chunk64" takes 64 tokens of a prompt at once in place of 128. Raises
-    ExportError for one that is not known, and for any beside the CPU where its cache `kv` is of
-    integers.
+    that meet bytes; "coreml:chunk64" takes 64 tokens of a prompt at once in place of 128, and
+    "coreml:lut" has tables of levels. Raises ExportError for one that is not known, and for any
+    beside the CPU where its cache `kv` is of integers.
     """
     found = []
     for target in targets:
@@ -197,7 +199,7 @@ class _Writer:
     def _coreml(self, variant: Variant, plan: Plan) -> Iterator[GraphRecord]:
         writer = _coreml_writer()
         given = (self.folder, self.checkpoint, plan, self.ledger, self.parts)
-        yield from writer(*given, variant.name, variant.chunk)
+        yield from writer(*given, variant.name, variant.chunk, variant.tables)
 
     def _npu(
         self, variant: Variant, plan: Plan, ranges: Ranges, apart: Bytes | None

@@ -17,6 +17,7 @@ from edgejudge.errors import BundleError, EdgeJudgeError, ProviderError
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.assignment import Elsewhere, elsewhere
 from edgejudge.runtime.compiled import KEEPS, Origin, prepared
+from edgejudge.runtime.coreml import Programs, ProgramSession
 from edgejudge.runtime.decoding import PassFeeds
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.padded import NoGraph, run_padded, typed
@@ -24,6 +25,7 @@ from edgejudge.runtime.placement import Device
 from edgejudge.runtime.provider import open_inner
 from edgejudge.runtime.replica import Moved, Replica
 from edgejudge.runtime.session import CPU, Session, first_line
+from edgejudge.runtime.state_replica import StateReplica
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.views import in_groups, static_groups
 from edgejudge.runtime.worker import Worker
@@ -66,9 +68,10 @@ class Accelerator:
     deadline_s: float
     strict: bool = False
     variants: dict[str, str] = field(default_factory=dict)
-    loaded: dict[str, Loaded] = field(default_factory=dict)  # by file
+    loaded: dict[str, Loaded] = field(default_factory=dict)  # by the key of a graph's record
     _sessions: dict[str, Session] = field(default_factory=dict)
     _replicas: dict[int, Replica] = field(default_factory=dict)
+    _programs: Programs | None = None  # of Core ML
     _worker: Worker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +95,7 @@ class Accelerator:
         """Forgets sessions, copies and a thread that hangs."""
         self._sessions.clear()
         self._replicas.clear()
+        self._programs = None
         self._worker = Worker(self.device.name, self.deadline_s)
 
     def use(self, stage: str, variant: str | None) -> None:
@@ -102,8 +106,8 @@ class Accelerator:
                 self.device.target,
                 variant,
             ):
-                self._sessions.pop(graph.file, None)
-                self.loaded.pop(graph.file, None)
+                self._sessions.pop(graph.key, None)
+                self.loaded.pop(graph.key, None)
         if variant is not None:
             self.variants[stage] = variant
         if stage == "decoder":
@@ -175,7 +179,7 @@ class Accelerator:
         except NoGraph as error:
             raise NotTaken(str(error)) from None
         except (ProviderError, ValueError) as error:  # the latter of shapes that are no graph's
-            replica.forget(given.begin)
+            replica.lost(given.begin)
             raise DeviceFault(str(error)) from None
 
     def _graphs(self, stage: str, part: int | None) -> list[GraphRecord]:
@@ -188,7 +192,8 @@ class Accelerator:
         if part.index not in self._replicas:
             if graph.kv is None:
                 raise AssertionError("a decoder graph has a cache")
-            self._replicas[part.index] = Replica(graph.kv, part)
+            kind = StateReplica if graph.kv.layout == "state" else Replica
+            self._replicas[part.index] = kind(graph.kv, part)
         if self.forget not in cache.watchers:
             cache.watchers.append(self.forget)
         return self._replicas[part.index]
@@ -197,18 +202,29 @@ class Accelerator:
         self, session: Session, graph: GraphRecord, feeds: Mapping[str, NDArray[Any]]
     ) -> list[NDArray[Any]]:
         ready = typed(graph, dict(feeds))
-        return self._safely(lambda: session.run(ready))
+
+        def work() -> list[NDArray[Any]]:
+            if isinstance(session, ProgramSession):
+                session.put(feeds)
+            return session.run(ready)
+
+        return self._safely(work)
 
     def _open(self, graph: GraphRecord, trace: Trace) -> Session:
-        if found := self._sessions.get(graph.file):
+        if found := self._sessions.get(graph.key):
             return found
         with trace.span("load", self.device.name):
             session, loaded = self._safely(lambda: self._opened(graph))
-        self._sessions[graph.file], self.loaded[graph.file] = session, loaded
+        self._sessions[graph.key], self.loaded[graph.key] = session, loaded
         return session
 
     def _opened(self, graph: GraphRecord) -> tuple[Session, Loaded]:
         device, strict = self.device, self.strict
+        if device.target == "coreml":
+            if self._programs is None:
+                self._programs = Programs(self.bundle, device)
+            opened = self._programs.open(graph, strict)
+            return opened.session, Loaded(graph, opened.elsewhere, opened.origin)
 
         def load(path: Any, config: Mapping[str, str]) -> Any:
             more = {**_EXACT, **config}

@@ -19,16 +19,17 @@ from typing import Any, Literal, TypeVar
 import onnxruntime as ort
 
 from edgejudge.bundle import Bundle, GraphRecord, cache_folder, sha256_of_file
-from edgejudge.errors import EdgeJudgeError
+from edgejudge.errors import EdgeJudgeError, ProviderError
 from edgejudge.runtime.assignment import NodesElsewhere
+from edgejudge.runtime.coreml_tools import UNITS
 from edgejudge.runtime.placement import Device
 from edgejudge.runtime.provider import provider_options
 from edgejudge.runtime.settings import processor
 
-__all__ = ["KEEPS", "Origin", "compiled_path", "prepared"]
+__all__ = ["KEEPS", "Origin", "compiled_path", "made_once", "prepared"]
 
 # Providers that compile a graph and can write down what they made of it.
-KEEPS = ("QNNExecutionProvider", "OpenVINOExecutionProvider")
+KEEPS = ("QNNExecutionProvider", "OpenVINOExecutionProvider", *UNITS)
 
 # Where a session comes from; `stale`: from the graph, because what was kept was not to be used.
 Origin = Literal["cached", "compiled", "stale"]
@@ -65,6 +66,36 @@ def prepared(
     return _compiled(bundle, graph, folder, stamp, load), "stale"
 
 
+def made_once(
+    bundle: Bundle, graph: GraphRecord, device: Device, make: Callable[[Path], None]
+) -> tuple[Path, Origin]:
+    """The folder that `make` filled, now or in an earlier program. Raises ProviderError where there
+    is no room for it, and what `make` raises.
+    """
+    folder = compiled_path(bundle, graph, device)
+    stamp = _stamp(bundle, graph, device)
+    there = os.path.lexists(folder)
+    if there and _is_whole(folder, stamp):
+        return folder, "cached"
+    if there:
+        _discard(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        try:
+            make(partial)
+            _stamped(partial, folder, stamp)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        if not _is_whole(folder, stamp):  # else another process was faster
+            raise ProviderError(
+                f"{folder}: what is compiled cannot be kept there ({error.strerror}); set "
+                "EDGEJUDGE_CACHE to a folder with room"
+            ) from None
+    return folder, "stale" if there else "compiled"
+
+
 def _model_name(graph: GraphRecord) -> str:
     return f"{Path(graph.file).stem}_ctx.onnx"
 
@@ -88,9 +119,12 @@ def _stamp(bundle: Bundle, graph: GraphRecord, device: Device) -> dict[str, Any]
 def _contents(folder: Path) -> dict[str, Any]:
     """Size and hash of each file beside the stamp."""
     return {
-        file.name: {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
-        for file in folder.iterdir()
-        if file.name != _STAMP
+        file.relative_to(folder).as_posix(): {
+            "bytes": file.stat().st_size,
+            "sha256": sha256_of_file(file),
+        }
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file != folder / _STAMP
     }
 
 
@@ -139,6 +173,10 @@ def _keep(partial: Path, folder: Path, stamp: Mapping[str, Any], model: str) -> 
     """Moves all of it into place at once. Raises OSError where another process was faster."""
     if not (partial / model).is_file():
         return  # a provider that compiled nothing writes nothing
+    _stamped(partial, folder, stamp)
+
+
+def _stamped(partial: Path, folder: Path, stamp: Mapping[str, Any]) -> None:
     record = {**stamp, "files": _contents(partial)}
     (partial / _STAMP).write_text(json.dumps(record, sort_keys=True))
     partial.rename(folder)

@@ -22,6 +22,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike
 
+from edgejudge.runtime.coreml_tools import UNITS, absence, tools
 from edgejudge.runtime.provider import BUILT_IN, PLUGINS
 from edgejudge.runtime.session import CPU, first_line
 from edgejudge.runtime.settings import processor
@@ -136,7 +137,8 @@ def survey() -> tuple[list[Device], list[Absent]]:
         found += devices
         if not devices:
             missing.append(Absent(known.provider, known.kind, reason, _install(known, reason)))
-    return found, missing
+    own, absent = _core_ml()
+    return found + own, missing + absent
 
 
 def register(module: str, provider: str) -> None:
@@ -152,6 +154,33 @@ def register(module: str, provider: str) -> None:
 
 
 _registered: set[str] = set()
+
+
+def _core_ml() -> tuple[list[Device], list[Absent]]:
+    """Compute units, for programs that Core ML runs without ONNX Runtime."""
+    reason, install = absence()
+    if not reason:
+        try:
+            here = tools()
+            kinds, version = here.kinds(), here.version
+        except Exception as error:  # coremltools raises whatever it pleases
+            reason = f"its package coremltools does not work here ({first_line(error)})"
+    if reason:
+        return [], [Absent("CoreML", "npu", reason, install)]
+    return [
+        Device(
+            units,
+            _HARDWARE[kind.upper()],
+            "coremltools",
+            version,
+            f"Core ML on {processor()}" + ("" if kind == "cpu" else f": {kinds[kind]}"),
+            _memory(),
+            ("float16",),
+            simulator=False,
+        )
+        for units, kind in UNITS.items()
+        if kind in kinds
+    ], []
 
 
 def _look_for(known: _Known) -> tuple[list[Device], str]:

@@ -25,6 +25,7 @@ __all__ = ["NoGraph", "Runner", "fitting", "run_padded", "typed"]
 _STEP = 128  # rows that a cache of any length grows by, so that few shapes are compiled
 _MOST = 1 << 30
 _HALF_HIDDEN = np.float32(-3e4)  # what HIDDEN is where 16 bits are all there are
+_MASKS = ("attention_bias", "window_mask")
 _NO_NUMBERS = "gave values that are no numbers"
 Runner = Callable[[GraphRecord, dict[str, NDArray[Any]]], list[NDArray[Any]]]
 
@@ -48,7 +49,7 @@ def fitting(graphs: Sequence[GraphRecord], tokens: int, rows: int) -> GraphRecor
     found = [
         graph
         for graph in graphs
-        if (graph.tokens or _MOST) >= tokens and _capacity(graph, rows) >= rows
+        if (graph.tokens or _MOST) >= tokens and _room(graph, rows) >= rows
     ]
     if not found:
         raise NoGraph(
@@ -56,6 +57,17 @@ def fitting(graphs: Sequence[GraphRecord], tokens: int, rows: int) -> GraphRecor
             "another one does that work"
         )
     return min(found, key=lambda graph: (graph.tokens or _MOST, _capacity(graph, rows)))
+
+
+def _room(graph: GraphRecord, rows: int) -> int:
+    """How many rows may lie before a pass, if there are `rows`."""
+    found = _capacity(graph, rows)
+    return found - (graph.tokens or 0) if _in_place(graph) else found
+
+
+def _in_place(graph: GraphRecord) -> bool:
+    """Whether new rows stand among a cache's own, as they do in a state, and not behind it."""
+    return graph.kv is not None and graph.kv.layout == "state"
 
 
 def _capacity(graph: GraphRecord, rows: int) -> int:
@@ -114,16 +126,20 @@ def _feeds(
     padded = {"hidden": _long(hidden[0, some], tokens)[None]}
     for name in ("rope_cos", "rope_sin"):
         padded[name] = _long(given.feeds[name][some], tokens)
-    mask = np.full((1, 1, tokens, capacity + tokens), HIDDEN, np.float32)
+    first, last = capacity, capacity + tokens  # columns of new rows
+    if _in_place(piece.graph):
+        first, last = piece.rows, piece.rows + tokens
+    mask = np.full((1, 1, tokens, max(capacity, last)), HIDDEN, np.float32)
     bias = given.feeds["attention_bias"][:, :, some]
     mask[:, :, :count, : piece.rows] = bias[..., : piece.rows]
-    own = mask[0, 0, :, capacity:]
+    own = mask[0, 0, :, first:last]
     own[:count, :count] = bias[0, 0, :, piece.rows : piece.rows + count]
     own[np.triu_indices(tokens, 1)] = HIDDEN  # kernels of the processor are causal by themselves
     own[range(count, tokens), range(count, tokens)] = 0.0
     lengths = {
         "seqlens_k": np.array([capacity + tokens - 1], np.int32),
         "total_sequence_length": np.array(capacity + tokens, np.int32),
+        "begin": np.array([piece.rows], np.int32),
     }
     return {**padded, **lengths, "attention_bias": mask}
 
@@ -141,7 +157,7 @@ def typed(graph: GraphRecord, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArr
     out = {}
     for tensor in graph.inputs:
         value = feeds[tensor.name]
-        if tensor.name == "attention_bias" and tensor.dtype == "float16":
+        if tensor.name in _MASKS and tensor.dtype == "float16":
             value = np.maximum(value, _HALF_HIDDEN)
         with np.errstate(over="ignore"):  # what became infinite is found in the results
             out[tensor.name] = np.require(value, tensor.dtype, "C")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, InputError, ProviderError
+from edgejudge.runtime.coreml_tools import UNITS
 
 if TYPE_CHECKING:
     from edgejudge.runtime.devices import Absent
@@ -27,9 +28,15 @@ _PROVIDERS = {
     "qnn": "QNNExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
+    **{units.lower(): units for units in UNITS},
 }
 # Which provider a target means where none is named, the fastest first.
-_USUAL = {"gpu": ("cuda", "webgpu", "openvino"), "npu": ("qnn", "openvino"), "cpu": ("cpu",)}
+_USUAL = {
+    "cpu": ("cpu",),
+    "gpu": ("cuda", "webgpu", "openvino"),
+    "npu": ("qnn", "openvino"),
+    "coreml": tuple(units.lower() for units in UNITS),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +45,8 @@ class Device:
     of the package that brings the provider. On a `simulator` times mean nothing.
     """
 
-    target: str  # cpu, gpu or npu
-    provider: str  # as ONNX Runtime calls it
+    target: str  # cpu, gpu, npu or coreml
+    provider: str  # as ONNX Runtime calls it, or Core ML its compute units
     version: str = ""
     options: tuple[tuple[str, str], ...] = ()
     simulator: bool = False
@@ -77,8 +84,14 @@ def read_places(text: str) -> dict[Place, tuple[Wish, ...]]:
 
 def _wish(item: str, text: str) -> Wish:
     target, colon, provider = text.partition(":")
-    if target not in _USUAL or (colon and provider not in _PROVIDERS):
-        raise _unread(item, f"targets are cpu, gpu, npu; providers {', '.join(_PROVIDERS)}")
+    known = [name for name in _PROVIDERS if (name in _USUAL["coreml"]) == (target == "coreml")]
+    if target not in _USUAL or (colon and provider not in known):
+        raise _unread(
+            item,
+            f"targets are {', '.join(_USUAL)}; providers "
+            f"{', '.join(p for p in _PROVIDERS if p not in _USUAL['coreml'])}, and of coreml "
+            f"{', '.join(_USUAL['coreml'])}",
+        )
     return Wish(target, _PROVIDERS[provider] if colon else None)
 
 
@@ -167,7 +180,7 @@ def _device(wish: Wish, here: "Sequence[Here]", missing: "Sequence[Absent]") -> 
     reasons = {absent.provider: absent for absent in missing}
     told = []
     for provider in wanted:
-        absent = reasons.get(provider)
+        absent = reasons.pop("CoreML" if provider in UNITS else provider, None)
         if absent is not None:
             install = f" ({absent.install})" if absent.install else ""
             told.append(f"{provider}: {absent.reason}{install}")

@@ -116,6 +116,10 @@ class Replica:
         """What lies behind so many rows was replaced in the cache."""
         self.valid = min(self.valid, rows)
 
+    def lost(self, rows: int) -> None:
+        """A pass behind so many rows failed, whatever it has written."""
+        self.forget(rows)
+
     def _turned(self, which: str) -> bool:
         return which == "key" and self.kv.layout == "BNHS"
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, GraphRecord
-from edgejudge.coreml_packages import package_name
 from edgejudge.models.packing import Packing
 from edgejudge.models.rope import rotation
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.embeddings import Embeddings
+from edgejudge.runtime.mlpackage import package_name
 from edgejudge.runtime.views import static_groups
 from mil_program import Package
 

@@ -89,8 +89,9 @@ class Package:
         count = math.prod(shape)
         if value.HasField("blobFileValue"):
             data = self._blob(value.blobFileValue.fileName, value.blobFileValue.offset)
-            if tensor.dataType == MIL_pb2.INT4:
-                return _nibbles(data, count).reshape(shape)
+            if tensor.dataType in (MIL_pb2.INT4, MIL_pb2.UINT4):
+                found = _nibbles(data, count).reshape(shape)
+                return found if tensor.dataType == MIL_pb2.INT4 else found & 15
             return np.frombuffer(data, _TYPES[tensor.dataType], count).reshape(shape)
         found = value.immediateValue.tensor
         kind = found.WhichOneof("value")
@@ -184,6 +185,17 @@ def _unpacked(data: Array, scale: Array, offset: Array | None = None) -> Array:
     return found
 
 
+def _looked_up(indices: Array, lut: Array) -> Array:
+    """One value for each place; a table serves a block of places, and none gives several values."""
+    assert lut.ndim == indices.ndim + 2 and lut.shape[-1] == 1
+    tables = lut[..., 0]
+    for axis, whole in enumerate(indices.shape):
+        assert whole % lut.shape[axis] == 0
+        tables = np.repeat(tables, whole // lut.shape[axis], axis)
+    found: Array = np.take_along_axis(tables, indices[..., None].astype(np.intp), -1)[..., 0]
+    return found
+
+
 def _slices(x: Array, begin: Array, end: Array, **masks: Any) -> tuple[slice, ...]:
     assert not any(np.any(mask) for mask in masks.values()), "no masks are known here"
     return tuple(slice(int(b), int(e)) for b, e in zip(begin, end, strict=True))
@@ -233,6 +245,7 @@ def _ints(values: Array) -> tuple[int, ...]:
 
 _OPS: dict[str, Callable[..., Any]] = {
     "constexpr_blockwise_shift_scale": _unpacked,
+    "constexpr_lut_to_dense": _looked_up,
     "matmul": _matmul,
     "add": lambda x, y: _wide(x) + _wide(y) if x.dtype.kind == "f" else x + y,
     "sub": lambda x, y: _wide(x) - _wide(y),

@@ -3,7 +3,6 @@ what the reference gives over the same weights, packed or one by one, and mutate
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +12,17 @@ import torch
 
 pytest.importorskip("coremltools", reason="the extra coreml is not installed")
 
+from coreml_cases import BAND, ORDINARY, Case, made
 from coreml_judge import CoremlJudge
 from edgejudge.bundle import Bundle
 from edgejudge.cli import main
 from edgejudge.coreml_packages import write_packages
 from edgejudge.errors import BundleError, ExportError
-from edgejudge.export import (
-    Asked,
-    Cut,
-    Reference,
-    Stored,
-    export,
-    open_checkpoint,
-    prepared,
-    yes_probability,
-)
-from edgejudge.models.image import canary_image, preprocess
+from edgejudge.export import export, yes_probability
 from families import FAMILIES
 from mil_program import Package
 
 torch.set_num_threads(1)
-# Of label logits that reach 4, computed in 16 bits.
-BAND = 6e-2
-CONDITIONS = ("a knife", "beer", "a dog")
-ORDINARY = "smolvlm"
-
-
-@dataclass
-class Case:
-    opened: Any
-    bundle: Bundle
-    packages: Path
-    wanted: np.ndarray  # label logits [B, R] of the reference over the stored weights
-    image: dict[str, Any]
-    ids: list[int]
-    positions: Any
-    branches: list[list[int]]
-
-    def asked(
-        self, packed: bool = True, change: Callable[[CoremlJudge], None] | None = None
-    ) -> Any:
-        judge = CoremlJudge(self.bundle, self.packages)
-        if change is not None:
-            change(judge)
-        position = judge.prefill(self.ids, judge.encode(self.image), self.positions)
-        return judge.ask(self.branches, position, packed)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -70,27 +35,18 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return made(ORDINARY, tmp_path_factory.mktemp("one"))
 
 
-def made(family: str, root: Path) -> Case:
-    checkpoint = FAMILIES[family].make_checkpoint(root / "checkpoint")
-    opened, plan = prepared(open_checkpoint(checkpoint), "small")
-    export(opened, root / "out", plan, Cut(3), targets=("cpu", "coreml"))
-    bundle = Bundle.open(root / "out", unsealed=True)
-    write_packages(bundle, root / "packages")
-    seen = preprocess(canary_image(70, 100), opened.image)
-    prompts, grid = opened.prompts, (seen.rows, seen.cols)
-    ids, positions = prompts.prefix_ids(*grid), prompts.prefix_positions(*grid)
-    branches = [prompts.branch_ids(text) for text in CONDITIONS]
-    stored = Stored(opened.weights, plan.for_target(plan.recipe.for_gpu()))
-    reference = Reference(opened.spec, stored, opened.tokens.image)
-    asked = Asked(branches, ids, seen.feeds, positions)
-    (wanted,) = reference.ask([asked], opened.labels.token_ids)
-    return Case(
-        opened, bundle, root / "packages", wanted, dict(seen.feeds), ids, positions, branches
-    )
+def asked(
+    case: Case, packed: bool = True, change: Callable[[CoremlJudge], None] | None = None
+) -> Any:
+    judge = CoremlJudge(case.bundle, case.root / "packages")
+    if change is not None:
+        change(judge)
+    position = judge.prefill(case.ids, judge.encode(case.image), case.positions)
+    return judge.ask(case.branches, position, packed)
 
 
 def test_packages_give_what_the_reference_gives(case: Case) -> None:
-    found = case.asked()
+    found = asked(case)
     assert np.abs(found - case.wanted).max() < BAND
     labels = case.opened.labels.labels
     ours, theirs = (yes_probability(x.astype(np.float64), labels) for x in (found, case.wanted))
@@ -98,11 +54,11 @@ def test_packages_give_what_the_reference_gives(case: Case) -> None:
 
 
 def test_packed_questions_are_separate_ones(case: Case) -> None:
-    assert np.abs(case.asked() - case.asked(packed=False)).max() < BAND / 3
+    assert np.abs(asked(case) - asked(case, packed=False)).max() < BAND / 3
 
 
 def test_a_fork_is_a_fresh_prompt(one: Case) -> None:
-    judge = CoremlJudge(one.bundle, one.packages)
+    judge = CoremlJudge(one.bundle, one.root / "packages")
     position = judge.prefill(one.ids, judge.encode(one.image), one.positions)
     first = judge.ask(one.branches, position, True)
     judge.ask([[70] * 40], position, True)  # written over the same rows
@@ -137,12 +93,24 @@ def the_other_parts_weights(judge: CoremlJudge) -> None:
     first.folder, second.folder = second.folder, first.folder
 
 
-@pytest.mark.parametrize(
-    "change", [swapped_states, a_row_late, the_other_parts_weights], ids=lambda f: f.__name__
-)
+def another_matrix(judge: CoremlJudge) -> None:
+    """In the function of a chunk, the scales of two projections of one layer changed places."""
+    block = judge.package(judge.graphs("decoder", 0)[0]).block("tokens128")
+    _, keys, values, *_ = (
+        op.inputs["scale"].arguments[0].value.blobFileValue
+        for op in block.operations
+        if op.type == "constexpr_blockwise_shift_scale"
+    )
+    keys.offset, values.offset = values.offset, keys.offset
+
+
+MUTATIONS = (swapped_states, a_row_late, the_other_parts_weights, another_matrix)
+
+
+@pytest.mark.parametrize("change", MUTATIONS, ids=lambda f: f.__name__)
 def test_what_is_wrong_is_seen(one: Case, change: Callable[[CoremlJudge], None]) -> None:
-    assert np.abs(one.asked() - one.wanted).max() < BAND
-    assert np.abs(one.asked(change=change) - one.wanted).max() > 3 * BAND
+    assert np.abs(asked(one) - one.wanted).max() < BAND
+    assert np.abs(asked(one, change=change) - one.wanted).max() > 3 * BAND
 
 
 # --- the interpreter -----------------------------------------------------------------------------
@@ -270,7 +238,7 @@ def test_functions_share_weights_and_say_what_they_take(one: Case) -> None:
     graphs = [g for g in one.bundle.manifest.graphs if g.target == "coreml"]
     sizes = {file.name: file.bytes for file in one.bundle.manifest.files}
     for graph in graphs:
-        package = CoremlJudge(one.bundle, one.packages).package(graph)
+        package = CoremlJudge(one.bundle, one.root / "packages").package(graph)
         described = package.description(graph.function)
         for ours, theirs in (
             (graph.inputs, described.input),
@@ -304,6 +272,40 @@ def test_chunks_of_64_can_be_had(tmp_path: Path) -> None:
     manifest = Bundle.open(tmp_path / "out", unsealed=True).manifest
     sizes = {g.tokens for g in manifest.graphs if (g.target, g.stage) == ("coreml", "decoder")}
     assert sizes == {64, 1}
+
+
+def test_tables_of_levels_are_the_same_weights(tmp_path: Path) -> None:
+    """To the last bit, in as many bytes; and they are what the matrices are read from."""
+    checkpoint = FAMILIES[ORDINARY].make_checkpoint(tmp_path / "checkpoint")
+    export(checkpoint, tmp_path / "out", "small", targets=("cpu", "coreml", "coreml:lut"))
+    bundle = Bundle.open(tmp_path / "out", unsealed=True)
+    write_packages(bundle, tmp_path / "packages")
+    sizes = {file.name: file.bytes for file in bundle.manifest.files}
+    rng = np.random.default_rng(0)
+    for stage in ("vision", "decoder.0", "lm_head"):
+        plain, tables = (
+            Package(tmp_path / "packages" / f"coreml.{form}.{stage}.mlpackage")
+            for form in ("chunk128", "lut")
+        )
+        for function in plain.functions:
+            kinds = tables.operations(function)
+            levels = kinds.count("constexpr_blockwise_shift_scale")
+            wanted = 0 if stage == "vision" else levels  # a tower's are of eight bits
+            assert levels and kinds.count("constexpr_lut_to_dense") == wanted
+            feeds = {
+                tensor.name: rng.standard_normal(tuple(tensor.type.multiArrayType.shape))
+                for tensor in plain.description(function).input
+            }
+            typed = {
+                name: np.array([3], np.int32) if name == "begin" else value.astype(np.float16)
+                for name, value in feeds.items()
+            }
+            ours, theirs = (p.run(function, typed, p.new_state(function)) for p in (tables, plain))
+            assert ours.keys() == theirs.keys()
+            assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+        weights = f"coreml.chunk128.{stage}.weights.bin"
+        more = sizes[weights.replace("chunk128", "lut")] - sizes[weights]
+        assert 0 <= more <= 256 * levels, "a table and its record for each matrix"
 
 
 def test_a_program_that_points_elsewhere_is_refused(one: Case, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from edgejudge.cli import main
 from edgejudge.runtime import devices
+from edgejudge.runtime.coreml_tools import UNITS
 from edgejudge.runtime.devices import KINDS, survey
 
 ALL = {
@@ -25,6 +26,7 @@ ALL = {
     "OpenVINOExecutionProvider",
     "CoreMLExecutionProvider",
     "XnnpackExecutionProvider",
+    "CoreML",
 }
 PLUGINS = ("onnxruntime_ep_webgpu", "onnxruntime_qnn", "onnxruntime_ep_openvino")
 # `make providers` sets it: there nothing may be skipped.
@@ -35,7 +37,8 @@ WEBGPU_IS_BUILT_IN = "WebGpuExecutionProvider" in devices.BUILT_IN
 
 def test_each_is_found_or_missing_with_a_reason() -> None:
     found, missing = survey()
-    assert {d.provider for d in found} | {a.provider for a in missing} == ALL
+    here = {"CoreML" if d.provider in UNITS else d.provider for d in found}
+    assert here | {a.provider for a in missing} == ALL
     assert not {d.provider for d in found} & {a.provider for a in missing}
     assert all(a.reason and a.kind in KINDS for a in missing)
     assert all(d.name and d.precisions and d.kind in KINDS and d.version for d in found)

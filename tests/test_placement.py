@@ -17,6 +17,7 @@ from edgejudge.errors import BundleError, EdgeJudgeError, InputError, ProviderEr
 from edgejudge.export import Cut, export, seal
 from edgejudge.models.image import canary_image
 from edgejudge.runtime import devices
+from edgejudge.runtime.coreml_tools import UNITS
 from edgejudge.runtime.placement import STAGES, Device, Wish, read_places, resolved
 
 CPU = "CPUExecutionProvider"
@@ -73,24 +74,56 @@ def is_one_sentence(message: str) -> bool:
 
 
 # Near to what is meant, so that every branch of the grammar is met.
+near = st.from_regex(
+    r"(vision|decoder(\.[0-9])?|writer)=(cpu|gpu|npu|coreml)(:(webgpu|qnn|all|cpu_only))?(/npu)?",
+    fullmatch=True,
+)
 pieces = st.sampled_from(
-    [*STAGES, "cpu", "gpu", "npu", "webgpu", "qnn", "=", ":", ".", ",", " ", "0", "1", "9" * 5000]
+    [
+        *STAGES,
+        "cpu",
+        "gpu",
+        "npu",
+        "coreml",
+        "webgpu",
+        "qnn",
+        "cpu_and_ne",
+        "all",
+        "=",
+        ":",
+        ".",
+        ",",
+        " ",
+        "0",
+        "1",
+        "9" * 5000,
+    ]
     + ["٣", "²", "-1", "heads", "tpu", "\n", "\0", "\ud800"]
 )
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.one_of(st.text(max_size=40), st.lists(pieces, max_size=12).map("".join)))
+@given(
+    st.one_of(
+        st.text(max_size=40),
+        st.lists(pieces, max_size=12).map("".join),
+        st.lists(near, max_size=3).map(",".join),
+    )
+)
 def test_any_text_is_read_or_refused_in_a_sentence(text: str) -> None:
     try:
         places = read_places(text)
     except InputError as error:
         assert error.code == "placement" and is_one_sentence(str(error))
         return
-    for (stage, part), wish in places.items():
+    for (stage, part), wishes in places.items():
         assert stage in STAGES and (part is None or part >= 0)
-        assert wish.target in ("cpu", "gpu", "npu")
-        assert wish.provider is None or wish.provider.endswith("ExecutionProvider")
+        for wish in wishes:
+            assert wish.target in ("cpu", "gpu", "npu", "coreml")
+            if wish.provider is not None:
+                own = wish.provider in UNITS
+                assert own == (wish.target == "coreml")
+                assert own or wish.provider.endswith("ExecutionProvider")
 
 
 places = st.dictionaries(

@@ -1,0 +1,170 @@
+"""Core ML programs of a bundle in sessions that an engine runs as it runs any other.
+
+Takes a bundle and a device, which names compute units; gives a session for a graph's record, and
+which operations Core ML means to run elsewhere. A program is compiled once and kept. Its state, the
+keys and values of a part, is one for all of its functions. Runs where macOS does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgejudge.bundle import Bundle, GraphRecord
+from edgejudge.errors import ProviderError
+from edgejudge.runtime.assignment import Elsewhere, check_strict
+from edgejudge.runtime.compiled import Origin, made_once
+from edgejudge.runtime.coreml_tools import UNITS, Planned, Program, State, Tools, tools
+from edgejudge.runtime.mlpackage import write_package
+from edgejudge.runtime.placement import Device
+from edgejudge.runtime.session import Session
+from edgejudge.runtime.state_replica import STATES
+
+__all__ = ["Opened", "ProgramSession", "Programs"]
+
+_COMPILED = "program.mlmodelc"
+_PLACES = {"cpu": "the CPU", "gpu": "the GPU", "npu": "the Neural Engine"}
+_MOST_TOLD = 300  # characters of what Core ML says
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A program's state, made by the function that needs it first. Whether it takes what is written
+    to it is looked at once: no documentation says in which types it does.
+    """
+
+    held: State | None = None
+    tried: bool = False
+
+    def of(self, program: Program) -> State:
+        if self.held is None:
+            self.held = program.make_state()
+        return self.held
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """As ONNX Runtime's sessions are called. Half floats come and go as floats of 32 bits, which is
+    what coremltools makes of them.
+    """
+
+    graph: GraphRecord
+    program: Program
+    kept: _Kept
+
+    def run(self, _: None, taken: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        state = None if self.graph.kv is None else self.kept.of(self.program)
+        try:
+            found = self.program.predict(dict(taken), state)
+        except Exception as error:  # coremltools raises whatever Core ML says
+            raise ProviderError(_told(error)) from None
+        if missing := [o.name for o in self.graph.outputs if o.name not in found]:
+            raise ProviderError(f"it gave no {missing[0]}")
+        return [np.asarray(found[output.name]) for output in self.graph.outputs]
+
+    def put(self, states: Mapping[str, NDArray[Any]]) -> None:
+        state = self.kept.of(self.program)
+        for name, value in states.items():
+            try:
+                state.write_state(name, value.astype(np.float32))
+                right = self.kept.tried or np.array_equal(state.read_state(name), value)
+            except Exception as error:  # as above
+                raise ProviderError(f"its state cannot be written ({_told(error)})") from None
+            if not right:
+                raise ProviderError("its state does not hold what was written to it")
+        self.kept.tried = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSession(Session):
+    """A function of a program."""
+
+    def put(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Writes those of the feeds that are states. Raises ProviderError."""
+        states = {name: feeds[name] for name in STATES if name in feeds}
+        if states:
+            self._inner.put(states)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    session: ProgramSession
+    elsewhere: tuple[Elsewhere, ...]
+    origin: Origin
+
+
+@dataclass(slots=True)
+class Programs:
+    """Those of one bundle on one device's compute units."""
+
+    bundle: Bundle
+    device: Device
+    _tools: Tools = field(default_factory=lambda: tools())
+    _kept: dict[str, _Kept] = field(default_factory=dict)
+
+    def open(self, graph: GraphRecord, strict: bool) -> Opened:
+        """Raises ProviderError where Core ML does not compile or open it; a `strict` one has every
+        operation on the device that the compute units name.
+        """
+        units = self.device.provider
+        make = partial(self._compile, graph)
+        folder, origin = made_once(self.bundle, graph, self.device, make)
+        compiled = folder / _COMPILED
+        try:
+            program = self._tools.open(compiled, units, graph.function)
+        except Exception as error:  # coremltools raises whatever Core ML says
+            raise ProviderError(
+                f"{graph.file}: Core ML cannot open it on {units} ({_told(error)}); place this "
+                "stage on other compute units or on the CPU"
+            ) from None
+        stray = self._elsewhere(compiled, graph, strict)
+        if strict:
+            check_strict(stray, units, graph.file)
+        kept = self._kept.setdefault(graph.file, _Kept())
+        session = ProgramSession(graph, units, _Function(graph, program, kept))
+        return Opened(session, stray, origin)
+
+    def _compile(self, graph: GraphRecord, folder: Path) -> None:
+        package = folder / "program.mlpackage"
+        write_package(self.bundle, graph, package)
+        try:
+            self._tools.compile(package, folder / _COMPILED)
+        except Exception as error:  # as above
+            raise ProviderError(
+                f"{graph.file}: Core ML cannot compile it ({_told(error)}); place this stage on "
+                "the CPU"
+            ) from None
+
+    def _elsewhere(self, compiled: Path, graph: GraphRecord, strict: bool) -> tuple[Elsewhere, ...]:
+        """By Core ML's own plan, which says where an operation shall run, and not that it does."""
+        units = self.device.provider
+        wanted = UNITS[units]
+        if units in ("ALL", "CPU_ONLY"):
+            return ()
+        try:
+            planned = list(self._tools.plan(compiled, units, graph.function))
+        except Exception as error:  # as above
+            if not strict:  # it is information only
+                return ()
+            raise ProviderError(
+                f"{graph.file}: Core ML does not say where it would run ({_told(error)}); drop "
+                "--strict"
+            ) from None
+        return tuple(
+            Elsewhere(one.op, one.name, one.device, _reason(one, wanted))
+            for one in planned
+            if one.device != wanted
+        )
+
+
+def _reason(one: Planned, wanted: str) -> str:
+    can = "could run it, too" if wanted in one.supported else "does not take it"
+    return f"Core ML means it for {_PLACES[one.device]}; {_PLACES[wanted]} {can}"
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split())[:_MOST_TOLD] or type(error).__name__

@@ -1,0 +1,470 @@
+"""Core ML programs behind the engine: a judge over them decides as it does on the processor, hands
+keys and values over, and goes on where Core ML fails.
+
+On a Mac (`make test-mac`) the tests of `how` run Core ML itself; everywhere they run the same
+programs by an interpreter in its place, as do those of what a Mac does at its worst.
+"""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("coremltools", reason="the extra coreml is not installed")
+
+import interpreted_coreml as ic
+from coreml_cases import BAND, ORDINARY, WRITTEN, Case, made
+from edgejudge import Judge
+from edgejudge.bundle import Bundle
+from edgejudge.canaries import placed
+from edgejudge.cli import main
+from edgejudge.errors import InputError, ProviderError
+from edgejudge.export import Cut, export, seal
+from edgejudge.policy import load_policy
+from edgejudge.runtime import Engine, coreml_tools, devices
+from edgejudge.runtime.compiled import compiled_path
+from edgejudge.runtime.placement import read_places
+from families import FAMILIES
+from real_devices import NANO, UNMEASURED
+
+torch.set_num_threads(1)
+REASON = coreml_tools.absence()[0]
+MAC = pytest.mark.skipif(bool(REASON), reason=f"{REASON}; on a Mac: make test-mac")
+HOWS = ["interpreted", pytest.param("mac", marks=[pytest.mark.mac, MAC])]
+ALL = "vision=coreml,decoder=coreml,writer=coreml"
+UNITS = "coreml:CPU_AND_NE"
+PICTURES = sorted((NANO / "samples").glob("*.jpg"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In which nothing was kept before."""
+    monkeypatch.setenv("EDGEJUDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(params=HOWS)
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "interpreted":
+        ic.pretend(monkeypatch)
+    return str(request.param)
+
+
+@pytest.fixture
+def core(monkeypatch: pytest.MonkeyPatch) -> ic.Interpreted:
+    return ic.pretend(monkeypatch)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return made(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return made(ORDINARY, tmp_path_factory.mktemp("one"))
+
+
+def engine_on(bundle: Bundle, place: str, **more: Any) -> Engine:
+    engine = Engine.open(bundle, threads=1)
+    engine.fleet = placed(bundle, engine, place, **more)
+    engine.trace = engine.new_trace()
+    return engine
+
+
+def answers(engine: Engine, case: Case, packed: bool = True) -> Any:
+    visual = engine.encode_image(case.image)
+    prefix = engine.prefill(case.ids, visual, case.positions)
+    return engine.score(prefix, case.branches, packed)
+
+
+def ran(engine: Engine, *stages: str) -> set[str]:
+    """Devices that ran these stages, or tried to, by the trace."""
+    return {s.device for s in engine.trace.spans if s.name in (stages or ("decoder",))}
+
+
+# --- what it computes ----------------------------------------------------------------------------
+
+
+def test_an_engine_over_programs_gives_what_the_reference_gives(case: Case, how: str) -> None:
+    engine = engine_on(case.bundle, ALL)
+    assert not engine.fleet.unused
+    found = answers(engine, case)
+    assert np.abs(found - case.wanted).max() < BAND
+    assert np.abs(found - answers(engine, case, packed=False)).max() < BAND / 3
+    assert ran(engine, "vision", "decoder") == {UNITS} and not engine.trace.marks
+
+
+def test_forks_are_fresh_prompts_and_cost_no_rows(one: Case, how: str) -> None:
+    engine = engine_on(one.bundle, ALL)
+    before = engine.fleet.moved.bytes
+    visual = engine.encode_image(one.image)
+    prefix = engine.prefill(one.ids, visual, one.positions)
+    first = engine.score(prefix, one.branches)
+    engine.score(prefix, [[70] * 40, [70] * 30 + [80]])  # written over the same rows
+    assert (engine.score(prefix, one.branches) == first).all()
+    # Rows come out of the programs; none goes back in, since their states hold them.
+    handed = [s for s in engine.trace.spans if s.name == "handover" and s.counts["rows"] < 0]
+    assert not handed and engine.fleet.moved.bytes > before
+    fresh = answers(engine_on(one.bundle, ALL), one)
+    assert np.abs(fresh - first).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["decoder.1=coreml", "decoder.0=coreml,decoder.2=coreml", "vision=coreml"],
+)
+def test_parts_work_with_those_of_the_processor(one: Case, how: str, place: str) -> None:
+    engine = engine_on(one.bundle, place)
+    assert np.abs(answers(engine, one) - one.wanted).max() < BAND
+    assert ran(engine, "vision", "decoder") == {UNITS, "cpu"}
+
+
+def test_a_prefix_that_was_kept_is_written_into_the_state(one: Case, how: str) -> None:
+    """As one that another device computed is."""
+    cpu = Engine.open(one.bundle, threads=1)
+    visual = cpu.encode_image(one.image)
+    prefix = cpu.prefill(one.ids, visual, one.positions)
+    rows, wanted = cpu.snapshot(prefix), cpu.score(prefix, one.branches)
+    assert rows is not None
+    engine = engine_on(one.bundle, ALL)
+    engine.score(engine.prefill([70, 71] * 60), one.branches)  # something else lay there
+    restored = engine.restore(rows, prefix.position)
+    found = engine.score(restored, one.branches)
+    assert np.abs(found - wanted).max() < BAND and ran(engine) == {UNITS}
+    assert np.abs(engine.score(restored, one.branches) - found).max() < 1e-6
+
+
+def test_text_is_written_a_token_at_a_time(one: Case, how: str) -> None:
+    engine, found = engine_on(one.bundle, ALL), []
+    prefix = engine.prefill(one.ids, engine.encode_image(one.image), one.positions)
+    for token in WRITTEN:
+        prefix, hidden = engine.step(token, prefix)
+        found.append(engine.label_logits(hidden[None])[0])
+    assert ran(engine, "writer") == {UNITS}
+    assert np.abs(np.stack(found) - one.written).max() < BAND
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("nano")
+    policies = [load_policy("stickers").record()]
+    export(NANO / "checkpoint", root / "nano", "w8", Cut(2), policies, targets=("cpu", "coreml"))
+    seal(root / "nano", UNMEASURED)
+    return root / "nano"
+
+
+def test_nano_decides_as_on_the_processor(nano: Path, how: str) -> None:
+    more: dict[str, Any] = {"allow_random": True, "threads": 1}
+    judge, cpu = Judge.load(nano, place=ALL, **more), Judge.load(nano, **more)
+    assert len(PICTURES) == 6
+    for picture in PICTURES:
+        ours, theirs = (j.screen(picture, policy="stickers") for j in (judge, cpu))
+        assert ours.placement["decoder.0"] == ours.placement["vision"] == UNITS
+        assert [r.verdict for r in ours.rules] == [r.verdict for r in theirs.rules], picture
+        for mine, other in zip(ours.rules, theirs.rules, strict=True):
+            assert mine.probability == pytest.approx(other.probability, abs=5e-3)
+
+
+@pytest.mark.mac
+@MAC
+def test_every_compute_unit_of_this_mac_is_right(one: Case) -> None:
+    found, _ = devices.survey()
+    units = [d.provider for d in found if d.provider in coreml_tools.UNITS]
+    assert "CPU_ONLY" in units
+    for each in units:
+        place = f"vision=coreml:{each.lower()},decoder=coreml:{each.lower()}"
+        engine = engine_on(one.bundle, place)
+        assert not engine.fleet.unused, each
+        assert np.abs(answers(engine, one) - one.wanted).max() < BAND, each
+
+
+# --- what a state does ---------------------------------------------------------------------------
+
+
+def test_a_prompt_near_the_end_of_the_state_is_left_to_the_processor(
+    one: Case, core: ic.Interpreted
+) -> None:
+    """A chunk is written whole, whose last rows would lie behind the state."""
+    engine = engine_on(one.bundle, "decoder=coreml")
+    (graph,) = {g.kv for g in one.bundle.manifest.graphs if g.target == "coreml" and g.kv}
+    rows = graph.length_buckets[0]
+    long = np.random.default_rng(0).integers(70, 90, rows - 90).tolist()
+    cpu = Engine.open(one.bundle, threads=1)
+    wanted = cpu.score(cpu.prefill(long), one.branches)
+    found = engine.score(engine.prefill(long), one.branches)
+    assert np.abs(found - wanted).max() < BAND
+    assert ran(engine) == {UNITS, "cpu"}
+    assert [code for code, _ in engine.trace.marks] == ["device_passed_over"]
+
+
+def test_one_state_serves_all_functions_of_a_program(one: Case, core: ic.Interpreted) -> None:
+    engine = engine_on(one.bundle, ALL)
+    prefix = engine.prefill(one.ids, engine.encode_image(one.image), one.positions)
+    engine.step(70, prefix)
+    assert {function for folder, function in core.calls if "decoder" in folder} == {
+        "tokens128",
+        "tokens1",
+    }
+    assert core.states == len(one.bundle.manifest.parts)
+
+
+def test_a_state_that_loses_what_is_written_is_noticed(one: Case, core: ic.Interpreted) -> None:
+    class Lost(ic.InterpretedState):
+        def write_state(self, name: str, value: Any) -> None:
+            pass
+
+    core.state = Lost
+    cpu = Engine.open(one.bundle, threads=1)
+    prefix = cpu.prefill(one.ids, cpu.encode_image(one.image), one.positions)
+    rows, wanted = cpu.snapshot(prefix), cpu.score(prefix, one.branches)
+    engine = engine_on(one.bundle, "decoder=coreml")
+    assert rows is not None
+    found = engine.score(engine.restore(rows, prefix.position), one.branches)
+    assert (found == wanted).all()
+    assert "its state does not hold what was written to it" in engine.trace.marks[0][1]
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+def failing(core: ic.Interpreted, at: set[int]) -> None:
+    """Some of the next calls fail after they have spoiled the state, as a driver may."""
+    calls = iter(range(1000))
+
+    def after(found: dict[str, Any]) -> dict[str, Any]:
+        if next(calls) in at:
+            return {name: np.full_like(value, np.nan) for name, value in found.items()}
+        return found
+
+    core.after = after
+
+
+@pytest.mark.parametrize("at", [{0}, {3}, {4, 5}])
+def test_the_processor_goes_on_where_a_program_gives_no_numbers(
+    one: Case, core: ic.Interpreted, at: set[int]
+) -> None:
+    engine = engine_on(one.bundle, "decoder=coreml")
+    failing(core, at)
+    assert np.abs(answers(engine, one) - one.wanted).max() < BAND
+    assert {code for code, _ in engine.trace.marks} == {"device_failed"}
+    assert ran(engine) == {UNITS, "cpu"}
+    core.after = lambda found: found
+    engine.trace = engine.new_trace()
+    assert np.abs(answers(engine, one) - one.wanted).max() < BAND
+    assert ran(engine) == {UNITS}, "and it is asked again"
+
+
+def test_no_number_stays_in_a_state(one: Case, core: ic.Interpreted) -> None:
+    """Masked rows are multiplied by zero, and what is no number stays none."""
+    engine = engine_on(one.bundle, "decoder=coreml")
+    states: list[ic.InterpretedState] = []
+
+    def spoiled(arrays: dict[str, Any]) -> ic.InterpretedState:
+        states.append(ic.InterpretedState(arrays))
+        return states[-1]
+
+    core.state = spoiled
+    for accelerator in engine.fleet.accelerators:
+        accelerator.renew()
+    failing(core, {1})
+    answers(engine, one)
+    for state in states:  # what the failing pass may have left behind
+        for array in state.arrays.values():
+            array[:, :, -1] = np.nan
+    failing(core, {0, 1, 2})
+    answers(engine, one)
+    core.after = lambda found: found
+    engine.fleet.revive()
+    engine.trace = engine.new_trace()
+    assert np.abs(answers(engine, one) - one.wanted).max() < BAND
+    assert ran(engine) == {UNITS}
+
+
+def test_what_core_ml_says_is_one_sentence(one: Case, core: ic.Interpreted) -> None:
+    engine = engine_on(one.bundle, "vision=coreml")
+
+    def fail() -> None:
+        raise RuntimeError('{\n    NSLocalizedDescription = "Failed to evaluate";\n}')
+
+    core.before = fail
+    assert np.abs(answers(engine, one) - one.wanted).max() < BAND
+    ((code, told),) = engine.trace.marks
+    assert code == "device_failed" and "\n" not in told and "Failed to evaluate" in told
+
+
+def test_programs_are_compiled_once(one: Case, core: ic.Interpreted, cache: Path) -> None:
+    first = answers(engine_on(one.bundle, ALL), one)
+    assert len(core.compiled) == 1 + len(one.bundle.manifest.parts)
+    again = engine_on(one.bundle, ALL)
+    assert (answers(again, one) == first).all()
+    assert len(core.compiled) == 1 + len(one.bundle.manifest.parts)
+    graph = one.bundle.graphs("coreml", "chunk128", "vision")[0]
+    (device,) = (a.device for a in again.fleet.accelerators)
+    folder = compiled_path(one.bundle, graph, device)
+    (weights,) = folder.rglob("program.mlmodelc/**/weight.bin")
+    weights.unlink()  # not written to: it is the bundle's own file, linked
+    weights.write_bytes(b"something else")
+    assert (answers(engine_on(one.bundle, ALL), one) == first).all()
+    assert len(core.compiled) == 2 + len(one.bundle.manifest.parts), "it alone, again"
+    assert not list(cache.rglob(".partial-*"))
+
+
+def test_a_program_that_does_not_compile_is_passed_over(one: Case, core: ic.Interpreted) -> None:
+    def refuse(package: Path, out: Path) -> None:
+        raise RuntimeError("Error reading protobuf spec")
+
+    core.compile = refuse  # type: ignore[method-assign]
+    engine = engine_on(one.bundle, "decoder=coreml")
+    assert "Core ML cannot compile it" in engine.fleet.unused[UNITS, "decoder"]
+    assert np.abs(answers(engine, one) - one.wanted).max() < BAND
+    with pytest.raises(ProviderError, match="leave it to the CPU, or drop --strict"):
+        engine_on(one.bundle, "decoder=coreml", strict=True)
+
+
+def test_operations_that_are_meant_for_the_processor_are_told(
+    one: Case, core: ic.Interpreted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    core.planned = lambda op: "cpu" if op == "slice_update" else "npu"
+    assert main(["check", str(one.root / "bundle"), "--place", ALL, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    by_file = {s["file"]: s["elsewhere"] for s in found["sessions"]}
+    assert by_file["coreml.chunk128.vision.mlmodel:tokens1"] == []
+    stray = by_file["coreml.chunk128.decoder.0.mlmodel:tokens128"]
+    assert {(s["op"], s["provider"]) for s in stray} == {("slice_update", "cpu")}
+    assert stray[0]["reason"] == (
+        "Core ML means it for the CPU; the Neural Engine could run it, too"
+    )
+    engine_on(one.bundle, "vision=coreml", strict=True)
+    with pytest.raises(ProviderError, match="would not run on CPU_AND_NE: slice_update"):
+        engine_on(one.bundle, "decoder=coreml", strict=True)
+    engine_on(one.bundle, "decoder=coreml:all", strict=True)
+
+
+ENDS = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import pytest
+import interpreted_coreml as ic
+from edgejudge import Judge
+core = ic.pretend(pytest.MonkeyPatch())
+if sys.argv[3] == "ends":
+    core.before = lambda: os.kill(os.getpid(), signal.SIGKILL)
+more = {"verify": True} if sys.argv[3] == "again" else {}
+judge = Judge.load(sys.argv[2], place="decoder=coreml", allow_random=True, **more)
+print(sorted(judge.engine.fleet.unused.values()))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process is killed otherwise there")
+def test_a_program_that_ends_the_process_is_not_tried_again_and_again(
+    one: Case, cache: Path
+) -> None:
+    def load(what: str) -> subprocess.CompletedProcess[str]:
+        here = str(Path(__file__).parent)
+        command = [sys.executable, "-c", ENDS, here, str(one.root / "bundle"), what]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert load("ends").returncode == -signal.SIGKILL
+    assert list(cache.rglob("*.trying"))
+    second = load("ends")
+    assert second.returncode == 0 and "a process ended while it tried this form" in second.stdout
+    assert load("again").stdout == "[]\n", "when it is asked for"
+    assert not list(cache.rglob("*.trying")) and load("well").stdout == "[]\n"
+
+
+def test_a_process_that_is_trying_now_ended_nothing(
+    one: Case, core: ic.Interpreted, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine_on(one.bundle, "decoder=coreml")
+    (kept,) = cache.rglob("canaries/**/decoder-*.json")
+    kept.unlink()
+    kept.with_suffix(".chunk128.trying").write_text(json.dumps({"pid": os.getppid()}))
+    assert not engine_on(one.bundle, "decoder=coreml").fleet.unused
+
+
+# --- where it is, and where not ------------------------------------------------------------------
+
+
+def test_compute_units_are_found(core: ic.Interpreted, capsys: pytest.CaptureFixture[str]) -> None:
+    found, missing = devices.survey()
+    assert [(d.provider, d.kind) for d in found if d.package == "coremltools"] == [
+        ("CPU_AND_NE", "npu"),
+        ("ALL", "npu"),
+        ("CPU_ONLY", "cpu"),
+    ], "those of the devices that are there"
+    assert "CoreML" not in {absent.provider for absent in missing}
+    assert main(["devices"]) == 0
+    assert "CPU_AND_NE                 npu  Core ML on" in capsys.readouterr().out
+
+
+def test_the_places_of_core_ml_are_its_compute_units(one: Case, core: ic.Interpreted) -> None:
+    (wish,) = read_places("decoder=coreml:cpu_and_gpu")["decoder", None]
+    assert (wish.target, wish.provider) == ("coreml", "CPU_AND_GPU")
+    for wrong in ("decoder=coreml:webgpu", "decoder=gpu:cpu_and_ne", "decoder=npu:all"):
+        with pytest.raises(InputError, match="of coreml cpu_and_ne, cpu_and_gpu, all, cpu_only"):
+            read_places(wrong)
+    with pytest.raises(ProviderError, match="no provider for the coreml target is here"):
+        engine_on(one.bundle, "decoder=coreml:cpu_and_gpu")
+    engine = engine_on(one.bundle, "decoder=coreml:cpu_only,vision=coreml")
+    assert {a.device.name for a in engine.fleet.accelerators} == {"coreml:CPU_ONLY", UNITS}
+
+
+@pytest.mark.parametrize(
+    ("system", "version", "package", "wanted", "install"),
+    [
+        ("Linux", "", True, "Core ML runs on macOS 15 and later, this is Linux: here", None),
+        ("Darwin", "14.6.1", True, "it takes macOS 15 or later, this is 14.6.1: here", None),
+        ("Darwin", "15.2", False, "its package coremltools is not installed", "[coreml]"),
+        ("Darwin", "26.0", True, "", None),
+    ],
+)
+def test_why_it_is_not_here(
+    monkeypatch: pytest.MonkeyPatch,
+    system: str,
+    version: str,
+    package: bool,
+    wanted: str,
+    install: str | None,
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "mac_ver", lambda: (version, ("", "", ""), ""))
+    if not package:
+        monkeypatch.setattr(coreml_tools.importlib.util, "find_spec", lambda _: None)
+    reason, command = coreml_tools.absence()
+    assert reason.startswith(wanted) and bool(reason) == bool(wanted)
+    assert (command is None) == (install is None) and (install or "") in (command or "")
+
+
+@pytest.mark.skipif(not REASON, reason="Core ML is here")
+def test_elsewhere_a_placement_says_what_can_be_done(
+    one: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = str(one.root / "bundle")
+    place = ["--place", "decoder=coreml", "--allow-random"]
+    assert main(["screen", str(PICTURES[0]), "--bundle", bundle, *place]) == 2
+    told = capsys.readouterr().err
+    assert "no provider for the coreml target is here: " in told and told.count("Core ML runs") == 1
+    assert "written as packages with `edgejudge coreml`" in told and "Traceback" not in told
+    assert main(["devices"]) == 0
+    assert "CoreML                     npu  Core ML runs on macOS 15" in capsys.readouterr().out
+
+
+def test_coremltools_that_does_not_load_is_a_reason(
+    core: ic.Interpreted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Any:
+        raise ImportError("no libcoremlpython")
+
+    monkeypatch.setattr(devices, "tools", fail)
+    _, missing = devices.survey()
+    (absent,) = (a for a in missing if a.provider == "CoreML")
+    assert absent.reason == "its package coremltools does not work here (no libcoremlpython)"
