@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TEST_ARGS ?= -n 2
 
-.PHONY: help demo test test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-kv bench-ablation bench-limits bench-recipes bench-export bench-allocation bench-rules bench-schedule bench-devices bench-contention bench-trace soak parity-distance preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
+.PHONY: help demo test test-mac test-gate providers providers-apt lint types clean bench bench-prefill bench-budget bench-memory bench-pieces bench-npu bench-side bench-kv bench-ablation bench-limits bench-recipes bench-export coreml-canary bench-allocation bench-rules bench-schedule bench-devices bench-contention bench-trace soak parity-distance preprocess-distance nano-data nano-train nano-text nano-qwen nano-eval nano-tasks nano-policy nano-bundle nano-injection fuzz
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,17 @@ demo: $(VENV)/.runtime  ## install the runtime alone and screen the sample pictu
 
 test: $(VENV)/.test  ## all tests, in an environment with the export tools
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+# Core ML on a Mac: parity of tiny judges and of nano on every compute unit, then times.
+MAC_PLACE = vision=coreml,decoder=coreml
+test-mac:  ## on a Mac: that Core ML runs what was exported and decides the same, and how fast
+	@[ "$$(uname -s)" = Darwin ] || { echo "error: Core ML runs on macOS 15 and later, this is $$(uname -s);" \
+		"here 'make test' runs its programs by an interpreter"; exit 2; }
+	$(MAKE) $(VENV)/.test
+	$(BIN)/python -m pytest -q -m mac tests/test_coreml_session.py
+	$(BIN)/edgejudge export $(NANO)/checkpoint --recipe w8 --parts 2 --targets cpu,coreml --out build/mac/nano --force
+	$(BIN)/edgejudge check build/mac/nano --place $(MAC_PLACE) --pictures $(NANO)/samples
+	$(BIN)/edgejudge profile build/mac/nano --place $(MAC_PLACE) $(BENCH_ARGS)
 
 $(VENV)-gate/.stamp: pyproject.toml  # Optimum's exporter wants an older transformers
 	$(PYTHON) -m venv $(VENV)-gate
@@ -187,8 +198,11 @@ bench-budget: $(VENV)/.test  ## what of a policy is decided within how many mill
 bench-memory: $(VENV)/.runtime  ## seconds and memory within a budget (BUNDLE=..., BENCH_ARGS="--batch 1 --batch 8")
 	$(BIN)/python tests/bench/lean.py $(BUNDLE) $(BENCH_ARGS)
 
-bench-export: $(VENV)/.test  ## time, memory and gate of exports (JUDGES="NAME:RECIPE ..."); gigabytes in TMPDIR
-	$(BIN)/python tests/bench/exports.py $(JUDGES)
+bench-export: $(VENV)/.test  ## time, memory, sizes and gate of exports (JUDGES="NAME:RECIPE ...", BENCH_ARGS="--targets cpu,coreml"); gigabytes in TMPDIR
+	$(BIN)/python tests/bench/exports.py $(JUDGES) $(BENCH_ARGS)
+
+coreml-canary: $(VENV)/.test  ## how far a bundle's Core ML programs are from the reference, by an interpreter (BUNDLE=...)
+	cd tests && $(abspath $(BIN))/python coreml_canary.py $(abspath $(BUNDLE)) 2>/dev/null
 
 bench-allocation: $(VENV)/.test  ## bytes of weights beside verdicts: recipes, rounding of second order, bits under budgets (BENCH_ARGS="--pictures 42")
 	$(BIN)/python tests/bench/allocation.py $(CHECKPOINT) $(BENCH_ARGS)

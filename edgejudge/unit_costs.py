@@ -236,5 +236,7 @@ def _shapes(bundle: Bundle, target: str, variant: str) -> tuple[Sequence[int], S
     fixed = sorted({graph.tokens for graph in graphs if graph.tokens})
     if not fixed:
         return _TOKENS, _PASTS
-    rows = {graph.kv.length_buckets[0] for graph in graphs if graph.kv}
-    return fixed, sorted(rows)
+    rows = sorted({graph.kv.length_buckets[0] for graph in graphs if graph.kv})
+    if any(graph.kv is not None and graph.kv.layout == "state" for graph in graphs):
+        return fixed, (0, rows[-1] - fixed[-1])  # a state holds the pass's own rows, too
+    return fixed, rows

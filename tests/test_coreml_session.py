@@ -32,6 +32,7 @@ from edgejudge.policy import load_policy
 from edgejudge.runtime import Engine, coreml_tools, devices
 from edgejudge.runtime.compiled import compiled_path
 from edgejudge.runtime.placement import read_places
+from edgejudge.unit_costs import measure_costs
 from families import FAMILIES
 from real_devices import NANO, UNMEASURED
 
@@ -231,6 +232,18 @@ def test_a_state_that_loses_what_is_written_is_noticed(one: Case, core: ic.Inter
     found = engine.score(engine.restore(rows, prefix.position), one.branches)
     assert (found == wanted).all()
     assert "its state does not hold what was written to it" in engine.trace.marks[0][1]
+
+
+def test_its_costs_are_measured(one: Case, core: ic.Interpreted) -> None:
+    """With an empty state and with the last chunk that fits; what is behind it is not taken."""
+    measured = measure_costs(one.bundle, "vision=coreml,decoder=coreml", 1)
+    (device,) = (d for d in measured.profile.devices if d.name == UNITS)
+    assert (device.target, device.padded) == ("coreml", True)
+    own = [row for row in measured.profile.rows if row.device == UNITS]
+    assert {row.unit for row in own} == {"vision", "decoder.0", "decoder.1", "decoder.2"}
+    shapes = {(row.tokens, row.past) for row in own if row.unit == "decoder.1"}
+    assert shapes == {(1, 0), (1, 1920), (128, 0), (128, 1920)}
+    assert not measured.left_out
 
 
 # --- what goes wrong -----------------------------------------------------------------------------
