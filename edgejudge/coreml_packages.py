@@ -1,19 +1,20 @@
 """Core ML packages of a bundle, as Xcode and Core ML want them, and how to call them from Swift.
 
 Takes a bundle with programs of the `coreml` target; writes folders `NAME.mlpackage`, whose files
-are links to the bundle's where the file system has links, and `Judge.swift`, in which every name
-and shape comes from the manifest. Runs nothing.
+are links to the bundle's where the file system has links, `Judge.swift`, in which every name and
+shape comes from the manifest, and `report.json`, what edgejudge.coreml_report says of the programs.
+Runs nothing.
 """
 
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-from edgejudge.bundle import Bundle, GraphRecord
-from edgejudge.errors import BundleError, InputError
+from edgejudge.bundle import Bundle, GraphRecord, to_json
+from edgejudge.coreml_report import programs, report
+from edgejudge.errors import InputError
 
 __all__ = ["package_name", "swift", "write_packages"]
 
@@ -29,13 +30,11 @@ def package_name(graph: GraphRecord) -> str:
 
 def write_packages(bundle: Bundle, out: Path) -> list[Path]:
     """One folder for each program; gives their paths. Raises BundleError for a bundle without any,
-    and InputError for a folder that cannot be written to.
+    or with one that is not what the manifest says, and InputError for a folder that cannot be
+    written to.
     """
-    graphs = list(_programs(bundle))
-    if not graphs:
-        raise BundleError(
-            f"{bundle.path}: has no graphs for coreml; export it with --targets cpu,coreml"
-        )
+    said = json.dumps(to_json(report(bundle)), indent=2) + "\n"
+    graphs = [records[0] for records in programs(bundle)]
     made = []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -46,20 +45,12 @@ def write_packages(bundle: Bundle, out: Path) -> list[Path]:
             _write(bundle, graph, folder)
             made.append(folder)
         (out / "Judge.swift").write_text(swift(bundle))
+        (out / "report.json").write_text(said)
     except OSError as error:
         raise InputError(
             "out", f"{out}: cannot be written ({error.strerror}); name another folder"
         ) from None
     return made
-
-
-def _programs(bundle: Bundle) -> Iterator[GraphRecord]:
-    """A record of each."""
-    seen: set[str] = set()
-    for graph in bundle.manifest.graphs:
-        if graph.target == "coreml" and graph.file not in seen:
-            seen.add(graph.file)
-            yield graph
 
 
 def _write(bundle: Bundle, graph: GraphRecord, folder: Path) -> None:
