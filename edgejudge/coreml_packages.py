@@ -15,6 +15,7 @@ from pathlib import Path
 from edgejudge.bundle import Bundle, GraphRecord, to_json
 from edgejudge.coreml_report import programs, report
 from edgejudge.errors import InputError
+from edgejudge.printable import printable
 
 __all__ = ["package_name", "swift", "write_packages"]
 
@@ -90,16 +91,31 @@ _SWIFT = """// Made by `edgejudge coreml` for the bundle {name}, fingerprint {sh
 import CoreML
 
 {sizes}
-func load(_ package: URL, function: String) throws -> MLModel {{
-    let configuration = MLModelConfiguration()
-    configuration.computeUnits = .cpuAndNeuralEngine
-    configuration.functionName = function
-    return try MLModel(contentsOf: MLModel.compileModel(at: package), configuration: configuration)
+// Takes long, and is done once for each package: move what it gives out of its temporary folder.
+@available(iOS 18.0, macOS 15.0, *)
+func compile(_ package: URL) async throws -> URL {{
+    return try await MLModel.compileModel(at: package)
 }}
 
-// Keys and values stay in `state`. A question is forked from a picture by writing from the same
+// A function of what was compiled. report.json says what is known to leave the Neural Engine.
+@available(iOS 18.0, macOS 15.0, *)
+func load(
+    _ compiled: URL, function: String, units: MLComputeUnits = .all
+) async throws -> MLModel {{
+    let configuration = MLModelConfiguration()
+    configuration.computeUnits = units
+    configuration.functionName = function
+    return try await MLModel.load(contentsOf: compiled, configuration: configuration)
+}}
+
+// Keys and values stay in `state`, one of `model.makeState()` for all functions of a package, whose
+// calls come one after another. A question is forked from a picture by writing from the same
 // `begin` again, with a mask that hides what lies behind the picture.
-func pass(_ model: MLModel, _ state: MLState, {parameters}) throws -> MLMultiArray {{
+@available(iOS 18.0, macOS 15.0, *)
+func pass(
+    _ model: MLModel, _ state: MLState,
+    {parameters}
+) throws -> MLMultiArray {{
     let inputs = try MLDictionaryFeatureProvider(dictionary: [
 {feeds}
     ])
@@ -120,7 +136,7 @@ def swift(bundle: Bundle) -> str:
         gives = ", ".join(f"{t.name} {' x '.join(t.shape)}" for t in graph.outputs)
         sizes.append(f"// {package_name(graph)}, {graph.function}: {shapes} -> {gives}\n")
     return _SWIFT.format(
-        name=bundle.manifest.name,
+        name=printable(bundle.manifest.name),  # a line of its own would be code
         short=bundle.fingerprint[:12],
         sizes="".join(sizes),
         parameters=", ".join(f"{_camel(n)}: MLMultiArray" for n in names),

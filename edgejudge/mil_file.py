@@ -138,8 +138,12 @@ class _Message:
         return "" if value is None else bytes(value).decode()
 
     def texts(self, field: int) -> list[str]:
-        found = self._found.get(field, ())
-        return [bytes(value).decode() for value in found if not isinstance(value, int)]
+        found = []
+        for value in self._found.get(field, ()):
+            if isinstance(value, int):
+                raise ValueError(f"field {field} holds no text")
+            found.append(bytes(value).decode())
+        return found
 
     def many(self, field: int) -> Iterator["_Message"]:
         for value in self._found.get(field, ()):

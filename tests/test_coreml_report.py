@@ -22,7 +22,7 @@ from coremltools.proto import Model_pb2
 
 from edgejudge.bundle import Bundle, FidelityRecord, TensorRecord
 from edgejudge.cli import main
-from edgejudge.coreml_packages import write_packages
+from edgejudge.coreml_packages import swift, write_packages
 from edgejudge.coreml_report import NOTE, FunctionReport, Report, report
 from edgejudge.errors import BundleError
 from edgejudge.export import Cut, export, seal
@@ -451,6 +451,12 @@ def test_packages_come_with_the_report(
     printed = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "packages" / "report.json").read_bytes()) == printed
     assert (tmp_path / "packages" / "Judge.swift").is_file()
+
+
+def test_the_name_of_a_bundle_is_no_code(one: Bundle) -> None:
+    evil = replace(one, manifest=replace(one.manifest, name="nano\nimport Evil"))
+    code = [line for line in swift(evil).splitlines() if line and not line.startswith("//")]
+    assert code[0] == "import CoreML" and not any("Evil" in line for line in code)
 
 
 def test_a_bundle_without_programs_has_no_report(capsys: pytest.CaptureFixture[str]) -> None:
