@@ -9,7 +9,7 @@ from typing import Any
 
 from coremltools.proto import FeatureTypes_pb2, MIL_pb2, Model_pb2
 
-__all__ = ["Op", "by_hand"]
+__all__ = ["Op", "by_hand", "state"]
 
 Tensor = tuple[str, tuple[int, ...]]  # type and shape
 # An operation: its type; what it reads, by parameter, each the name of a value, numbers, or a
@@ -84,3 +84,16 @@ def _array(found: Any, tensor: Tensor) -> None:
 def _numbers(value: Any, numbers: Any) -> None:
     _typed(value.type.tensorType, ("int32", (len(numbers),)))
     value.immediateValue.tensor.ints.values.extend(numbers)
+
+
+def state(width: int, rows: int = 1, write: bool = False) -> bytes:
+    """Reads a state, puts rows into what it read, and may write it back."""
+    whole = ("float16", (2, 4, 256, width))
+    place: dict[str, Any] = {"begin": [0, 0, 0, 0], "end": [1, 4, rows, width]}
+    operations: list[Op] = [
+        ("read_state", {"input": "s"}, {"old": whole}),
+        ("slice_update", {"x": "old", "update": "x", **place}, {"y": whole}),
+    ]
+    if write:
+        operations.append(("write_state", {"input": "s", "data": "y"}, {}))
+    return by_hand(operations, {"x": ("float16", (1, 4, rows, width))}, {"s": whole})
