@@ -1,15 +1,18 @@
 """Core ML packages of a bundle, as Xcode and Core ML want them, and how to call them from Swift.
 
 Takes a bundle with programs of the `coreml` target; writes folders `NAME.mlpackage`, whose files
-are links to the bundle's where the file system has links, and `Judge.swift`, in which every name
-and shape comes from the manifest. Runs nothing.
+are links to the bundle's where the file system has links, `Judge.swift`, in which every name and
+shape comes from the manifest, and `report.json`, what edgejudge.coreml_report says of the programs.
+Runs nothing.
 """
 
-from collections.abc import Iterator
+import json
 from pathlib import Path
 
-from edgejudge.bundle import Bundle, GraphRecord
-from edgejudge.errors import BundleError, InputError
+from edgejudge.bundle import Bundle, to_json
+from edgejudge.coreml_report import programs, report
+from edgejudge.errors import InputError
+from edgejudge.printable import printable
 from edgejudge.runtime.mlpackage import package_name, write_package
 
 __all__ = ["swift", "write_packages"]
@@ -17,13 +20,11 @@ __all__ = ["swift", "write_packages"]
 
 def write_packages(bundle: Bundle, out: Path) -> list[Path]:
     """One folder for each program; gives their paths. Raises BundleError for a bundle without any,
-    and InputError for a folder that cannot be written to.
+    or with one that is not what the manifest says, and InputError for a folder that cannot be
+    written to.
     """
-    graphs = list(_programs(bundle))
-    if not graphs:
-        raise BundleError(
-            f"{bundle.path}: has no graphs for coreml; export it with --targets cpu,coreml"
-        )
+    said = json.dumps(to_json(report(bundle)), indent=2) + "\n"
+    graphs = [records[0] for records in programs(bundle)]
     made = []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -34,20 +35,12 @@ def write_packages(bundle: Bundle, out: Path) -> list[Path]:
             write_package(bundle, graph, folder)
             made.append(folder)
         (out / "Judge.swift").write_text(swift(bundle))
+        (out / "report.json").write_text(said)
     except OSError as error:
         raise InputError(
             "out", f"{out}: cannot be written ({error.strerror}); name another folder"
         ) from None
     return made
-
-
-def _programs(bundle: Bundle) -> Iterator[GraphRecord]:
-    """A record of each."""
-    seen: set[str] = set()
-    for graph in bundle.manifest.graphs:
-        if graph.target == "coreml" and graph.file not in seen:
-            seen.add(graph.file)
-            yield graph
 
 
 _SWIFT = """// Made by `edgejudge coreml` for the bundle {name}, fingerprint {short}.
@@ -56,16 +49,31 @@ _SWIFT = """// Made by `edgejudge coreml` for the bundle {name}, fingerprint {sh
 import CoreML
 
 {sizes}
-func load(_ package: URL, function: String) throws -> MLModel {{
-    let configuration = MLModelConfiguration()
-    configuration.computeUnits = .cpuAndNeuralEngine
-    configuration.functionName = function
-    return try MLModel(contentsOf: MLModel.compileModel(at: package), configuration: configuration)
+// Takes long, and is done once for each package: move what it gives out of its temporary folder.
+@available(iOS 18.0, macOS 15.0, *)
+func compile(_ package: URL) async throws -> URL {{
+    return try await MLModel.compileModel(at: package)
 }}
 
-// Keys and values stay in `state`. A question is forked from a picture by writing from the same
+// A function of what was compiled. report.json says what is known to leave the Neural Engine.
+@available(iOS 18.0, macOS 15.0, *)
+func load(
+    _ compiled: URL, function: String, units: MLComputeUnits = .all
+) async throws -> MLModel {{
+    let configuration = MLModelConfiguration()
+    configuration.computeUnits = units
+    configuration.functionName = function
+    return try await MLModel.load(contentsOf: compiled, configuration: configuration)
+}}
+
+// Keys and values stay in `state`, one of `model.makeState()` for all functions of a package, whose
+// calls come one after another. A question is forked from a picture by writing from the same
 // `begin` again, with a mask that hides what lies behind the picture.
-func pass(_ model: MLModel, _ state: MLState, {parameters}) throws -> MLMultiArray {{
+@available(iOS 18.0, macOS 15.0, *)
+func pass(
+    _ model: MLModel, _ state: MLState,
+    {parameters}
+) throws -> MLMultiArray {{
     let inputs = try MLDictionaryFeatureProvider(dictionary: [
 {feeds}
     ])
@@ -86,7 +94,7 @@ def swift(bundle: Bundle) -> str:
         gives = ", ".join(f"{t.name} {' x '.join(t.shape)}" for t in graph.outputs)
         sizes.append(f"// {package_name(graph)}, {graph.function}: {shapes} -> {gives}\n")
     return _SWIFT.format(
-        name=bundle.manifest.name,
+        name=printable(bundle.manifest.name),  # a line of its own would be code
         short=bundle.fingerprint[:12],
         sizes="".join(sizes),
         parameters=", ".join(f"{_camel(n)}: MLMultiArray" for n in names),

@@ -7,7 +7,7 @@ Imports nothing of ours.
 
 from collections.abc import Iterator
 
-__all__ = ["fields"]
+__all__ = ["fields", "numbers"]
 
 _MOST_TAG = (1 << 32) - 1  # others keep the low 32 bits of a longer one, and read another field
 _MOST_LENGTH = (1 << 31) - 1
@@ -38,6 +38,14 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
                 raise ValueError("it is cut short")
         else:
             raise ValueError(f"wire type {kind}")
+
+
+def numbers(data: memoryview) -> Iterator[int]:
+    """Of a repeated field that is packed into one byte string. Raises as `fields` does."""
+    at = 0
+    while at < len(data):
+        value, at = _varint(data, at)
+        yield value
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

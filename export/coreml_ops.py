@@ -326,7 +326,8 @@ class MilOps:
         if self._tiled is None:
             self._tiled = self._bias
             if groups > 1:
-                self._tiled = mb.tile(x=self._bias, reps=[1, 1, groups, 1])
+                # Not tiled: few counts of repeats are the Neural Engine's.
+                self._tiled = mb.concat(values=[self._bias] * groups, axis=2)
         return self._tiled
 
 

@@ -27,10 +27,10 @@ def main(folder: str) -> int:
     limits = {r.variant: tolerance_of(bundle, r) for r in bundle.manifest.targets}
     for (_, stage), answers in fleet.answers.items():
         for form, found in answers.items():
-            told = f"{found:.2g}, allowed {limits[form]:.2g}" if isinstance(found, float) else found
-            print(
-                f"{Path(folder).name} {form} {stage}: label logits of the canary are off by {told}"
-            )
+            told = found
+            if isinstance(found, float):
+                told = f"label logits of the canary {found:.2g} off, allowed {limits[form]:.2g}"
+            print(f"{Path(folder).name} {form} {stage}: {told}")
     return 1 if fleet.unused else 0
 
 
