@@ -14,6 +14,7 @@ from edgejudge.errors import BundleError
 from edgejudge.mil_file import CONSTANT, Function, Program, Value, read_program
 from edgejudge.neural_engine import Rule, leaving
 from edgejudge.printable import brief
+from edgejudge.runtime.state_replica import STATES
 
 __all__ = [
     "NOTE",
@@ -39,7 +40,6 @@ _SYSTEMS = {  # version of a specification -> the first systems that load it
     9: "iOS 18 / macOS 15",
     10: "iOS 26 / macOS 26",
 }
-_STATES = ("keys", "values")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def _states(bundle: Bundle, graph: GraphRecord) -> tuple[TensorRecord, ...]:
     parts = [part for part in bundle.manifest.parts if graph.part in (None, part.index)]
     layers = sum(part.last_layer - part.first_layer + 1 for part in parts)
     shape = (layers, kv.kv_heads, kv.length_buckets[0], kv.head_dim)
-    return tuple(TensorRecord(name, kv.dtype, tuple(map(str, shape))) for name in _STATES)
+    return tuple(TensorRecord(name, kv.dtype, tuple(map(str, shape))) for name in STATES)
 
 
 def _said(tensor: TensorRecord) -> str:

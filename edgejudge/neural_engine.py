@@ -114,7 +114,8 @@ def _by_block(operation: Operation) -> bool:
 
 def _scaled_palette(operation: Operation) -> bool:
     return operation.type == "constexpr_blockwise_shift_scale" and any(
-        value.made_by == "constexpr_lut_to_dense" for value in _given(operation, "data")
+        value.made_by == "constexpr_lut_to_dense" and value.dtype.startswith("float")
+        for value in _given(operation, "data")
     )
 
 
@@ -233,7 +234,8 @@ RULES = (
     ),
     Rule(
         "scaled_palette",
-        "a palette with a scale on top crashes while it is loaded (macOS 26); others ran it before",
+        "a palette of floats with a scale on top crashes while it is loaded (macOS 26); others ran "
+        "it before",
         (f"{_COREMLTOOLS}/pull/2688", _QWEN),
         _scaled_palette,
         reported=True,

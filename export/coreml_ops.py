@@ -47,6 +47,7 @@ class Shared:
         self.weights, self.plan, self.ledger, self.kind = weights, plan, ledger, kind
         self.tables = tables
         self._held: dict[str, NDArray[Any]] = {}
+        self._rounded: set[str] = set()
         self._quantized: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
 
     def floats(self, key: str, make: Callable[[], NDArray[np.float32]]) -> NDArray[Any]:
@@ -64,7 +65,15 @@ class Shared:
     def plain(self, name: str) -> NDArray[np.float32]:
         """A weight that is stored as floats."""
         value = self.weights(name)
-        self.ledger.plain(name, value.size * np.dtype(self.kind).itemsize)
+        size = value.size * np.dtype(self.kind).itemsize
+        if self.kind is np.float32:
+            self.ledger.plain(name, size)
+        elif name not in self._rounded:
+            self._rounded.add(name)
+            with np.errstate(over="ignore"):  # told where it is stored, by name
+                error = np.square(value.astype(self.kind) - value, dtype=np.float64).sum()
+            square = np.square(value, dtype=np.float64).sum()
+            self.ledger.rounded(name, "float16", size, float(error), float(square))
         return value
 
     def levels(self, name: str, bits: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -347,11 +347,14 @@ def _runs(checkpoint: Checkpoint, plan: Plan, cut: Cut, variants: Sequence[Varia
         return layer_bytes(family.weight_names(spec), plan, layers, group)
 
     decoder = costs("decoder", spec.text.layers)
-    plans = [plan.for_target(plan.recipe.for_npu(v.bits)) for v in variants if v.bits]
-    parts = npu_parts(cut, [costs("decoder", spec.text.layers, other) for other in plans])
-    if parts is None and any(v.target == "coreml" for v in variants):
-        other = plan.for_target(plan.recipe.for_gpu())
-        parts = coreml_parts(cut, costs("decoder", spec.text.layers, other))
+
+    def those(target: str) -> list[list[int]]:
+        plans = (plan.for_target(v.recipe(plan.recipe)) for v in variants if v.target == target)
+        return [costs("decoder", spec.text.layers, other) for other in plans]
+
+    parts = npu_parts(cut, those("npu"))
+    if parts is None and (programs := those("coreml")):
+        parts = coreml_parts(cut, max(programs, key=sum))
     return Runs(
         cut.apply(decoder) if parts is None else parts,
         slices(costs("vision", spec.vision.layers)),

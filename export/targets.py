@@ -21,12 +21,16 @@ from edgejudge.export.graphs import length_inputs, pass_inputs, save
 from edgejudge.export.ledger import Ledger
 from edgejudge.export.npu_ops import NpuOps
 from edgejudge.export.ranges import Ranges, ranges_of
+from edgejudge.export.recipe import Recipe
 from edgejudge.export.store import WeightStore
 from edgejudge.models.spec import ModelSpec
 
 __all__ = ["TARGETS", "Variant", "lower", "variants_of"]
 
-TARGETS = ("cpu", "gpu", "npu", "npu:a16w4", "npu:a8w8", "coreml", "coreml:chunk64", "coreml:lut")
+TARGETS = (
+    *("cpu", "gpu", "npu", "npu:a16w4", "npu:a8w8"),
+    *("coreml", "coreml:chunk64", "coreml:lut", "coreml:rows"),
+)
 _USUAL = {"npu": "a16w8", "coreml": "chunk128"}
 _CONTEXTS = (512, 1024, 2048)  # rows of the cache that a static graph takes
 _TOKENS = (128, 1)  # of a chunk of a prompt, and of text that is written
@@ -45,6 +49,13 @@ class Variant:
     by_bytes: bool = False  # whether matrices meet bytes
     chunk: int = 0  # tokens of a prompt that go through a program at once, where it has no other
     tables: bool = False  # whether levels of four bits are places in a table
+    rows: bool = False  # whether weights are rows of one scale, of eight bits
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """Of its weights, in a bundle of this recipe."""
+        if self.bits or self.rows:
+            return recipe.for_npu(self.bits or 8)
+        return recipe.for_gpu()
 
 
 _VARIANTS = (
@@ -58,14 +69,16 @@ _VARIANTS = (
     Variant("coreml", "chunk128", 5e-2, chunk=128),
     Variant("coreml", "chunk64", 5e-2, chunk=64),
     Variant("coreml", "lut", 5e-2, chunk=128, tables=True),
+    Variant("coreml", "rows", 5e-2, chunk=128, rows=True),
 )
 
 
 def variants_of(targets: Sequence[str], kv: str = "float32") -> list[Variant]:
     """Of these targets, in their order; "npu:a16w4" has weights of four bits, "npu:a8w8" matrices
-    that meet bytes; "coreml:chunk64" takes 64 tokens of a prompt at once in place of 128, and
-    "coreml:lut" has tables of levels. Raises ExportError for one that is not known, and for any
-    beside the CPU where its cache `kv` is of integers.
+    that meet bytes; "coreml:chunk64" takes 64 tokens of a prompt at once in place of 128,
+    "coreml:lut" has tables of levels and "coreml:rows" weights of eight bits with a scale for each
+    row. Raises ExportError for one that is not known, and for any beside the CPU where its cache
+    `kv` is of integers.
     """
     found = []
     for target in targets:
@@ -128,8 +141,8 @@ def lower(
     found = []
     for index, variant in enumerate(variants):
         progress(f"writing {variant.target} graphs", index / len(variants))
-        recipe = plan.recipe.for_npu(variant.bits) if variant.bits else plan.recipe.for_gpu()
-        chosen, ledger = plan.for_target(recipe), Ledger(checkpoint.family.group_of)
+        chosen = plan.for_target(variant.recipe(plan.recipe))
+        ledger = Ledger(checkpoint.family.group_of)
         writer = _Writer(folder, store, checkpoint, ledger, parts)
         apart = given if variant.by_bytes else None
         graphs = tuple(writer.write(variant, chosen, ranges, apart))

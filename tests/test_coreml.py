@@ -12,13 +12,23 @@ import torch
 
 pytest.importorskip("coremltools", reason="the extra coreml is not installed")
 
-from coreml_cases import BAND, ORDINARY, Case, made
+from coreml_cases import BAND, CONDITIONS, ORDINARY, Case, made
 from coreml_judge import CoremlJudge
 from edgejudge.bundle import Bundle
 from edgejudge.cli import main
 from edgejudge.coreml_packages import write_packages
+from edgejudge.coreml_report import report
 from edgejudge.errors import BundleError, ExportError
-from edgejudge.export import export, yes_probability
+from edgejudge.export import (
+    Asked,
+    Reference,
+    Stored,
+    export,
+    open_checkpoint,
+    prepared,
+    yes_probability,
+)
+from edgejudge.models.image import canary_image, preprocess
 from families import FAMILIES
 from mil_program import Package
 
@@ -306,6 +316,30 @@ def test_tables_of_levels_are_the_same_weights(tmp_path: Path) -> None:
         weights = f"coreml.chunk128.{stage}.weights.bin"
         more = sizes[weights.replace("chunk128", "lut")] - sizes[weights]
         assert 0 <= more <= 256 * levels, "a table and its record for each matrix"
+
+
+def test_rows_of_one_scale_are_weights_of_their_own(tmp_path: Path) -> None:
+    """As the Neural Engine takes them, and as their own record in the manifest says."""
+    checkpoint = FAMILIES[ORDINARY].make_checkpoint(tmp_path / "checkpoint")
+    opened, plan = prepared(open_checkpoint(checkpoint), "small")
+    export(opened, tmp_path / "out", plan, targets=("cpu", "coreml:rows"))
+    bundle = Bundle.open(tmp_path / "out", unsealed=True)
+    write_packages(bundle, tmp_path / "packages")
+    (record,) = bundle.manifest.targets
+    assert record.variant == "rows" and {q.bits for q in record.quantization} == {8, 16}
+    image = preprocess(canary_image(70, 100), opened.image)
+    prompts, grid = opened.prompts, (image.rows, image.cols)
+    ids, positions = prompts.prefix_ids(*grid), prompts.prefix_positions(*grid)
+    branches = [prompts.branch_ids(text) for text in CONDITIONS]
+    stored = Stored(opened.weights, plan.for_target(plan.recipe.for_npu(8)))
+    reference = Reference(opened.spec, stored, opened.tokens.image)
+    wanted_of = Asked(branches, ids, image.feeds, positions)
+    (wanted,) = reference.ask([wanted_of], opened.labels.token_ids)
+    judge = CoremlJudge(bundle, tmp_path / "packages")
+    position = judge.prefill(ids, judge.encode(dict(image.feeds)), positions)
+    assert np.abs(judge.ask(branches, position, True) - wanted).max() < BAND
+    told = {left.rule for p in report(bundle).programs for f in p.functions for left in f.leaves}
+    assert "blocks" not in told and "integers" in told
 
 
 def test_a_program_that_points_elsewhere_is_refused(one: Case, tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default="cpu",
         metavar="LIST",
         help="what to write graphs for: cpu is always among them; gpu for WebGPU and CUDA, npu for "
-        "Qualcomm's and others, npu:a16w4 with weights of four bits, coreml for Apple's "
-        "(default: cpu)",
+        "Qualcomm's and others, npu:a16w4 with weights of four bits, coreml for Apple's, "
+        "coreml:rows with weights as its Neural Engine takes them (default: cpu)",
     )
     parser.add_argument(
         "--policy",
