@@ -326,7 +326,7 @@ def test_rows_of_one_scale_are_weights_of_their_own(tmp_path: Path) -> None:
     bundle = Bundle.open(tmp_path / "out", unsealed=True)
     write_packages(bundle, tmp_path / "packages")
     (record,) = bundle.manifest.targets
-    assert record.variant == "rows" and {q.bits for q in record.quantization} == {8, 16}
+    assert record.variant == "rows" and {q.bits for q in record.quantization} == {8, 16, 32}
     image = preprocess(canary_image(70, 100), opened.image)
     prompts, grid = opened.prompts, (image.rows, image.cols)
     ids, positions = prompts.prefix_ids(*grid), prompts.prefix_positions(*grid)
