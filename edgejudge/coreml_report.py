@@ -78,6 +78,7 @@ class ProgramReport:
     """`shared_weight_bytes` are those of weights that more than one function reads."""
 
     file: str
+    variant: str
     bytes: int
     weight_bytes: int
     shared_weight_bytes: int
@@ -130,6 +131,7 @@ def _program_report(bundle: Bundle, graphs: Sequence[GraphRecord]) -> ProgramRep
     read = Counter(blob for function in functions for blob in function.blobs.items())
     return ProgramReport(
         file=file,
+        variant=graphs[0].variant,
         bytes=len(data),
         weight_bytes=sum(sizes[name] for name in graphs[0].weight_files),
         shared_weight_bytes=sum(size for (_, size), times in read.items() if times > 1),

@@ -24,6 +24,7 @@ from edgejudge.bundle import (
     WritingRecord,
 )
 from edgejudge.combinations import Spoken, side_record, written_ends
+from edgejudge.coreml_report import report as report_of_programs
 from edgejudge.errors import ExportError, FidelityError
 from edgejudge.gate import Tally, up, upper_bound
 from edgejudge.gate_set import gate_set
@@ -93,6 +94,8 @@ def export_bundle(
         changed, plan = exporting.prepared(opened, chosen, progress, kv, work, budget)
         exporting.export(changed, partial, plan, cut, policies, targets=targets, progress=progress)
         bundle = Bundle.open(partial, unsealed=True)
+        if bundle.has("coreml", "decoder"):  # which nothing here runs, but which can be read
+            report_of_programs(bundle)
         gate = _Gate(bundle, opened, changed.weights, plan, progress)
         report = gate.measure(accept_flips)
         manifest: Manifest = exporting.seal(partial, report, gate.targets.records(accept_flips))

@@ -22,7 +22,7 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, types
 
 from edgejudge.bundle import GraphRecord, KvRecord, TensorRecord
-from edgejudge.errors import ExportError
+from edgejudge.errors import EdgeJudgeError, ExportError
 from edgejudge.export.blocks import Plan
 from edgejudge.export.checkpoint import Checkpoint
 from edgejudge.export.coreml_ops import MilOps, Shared
@@ -35,6 +35,7 @@ _CONTEXT = 2048  # rows of the cache
 _HEAD_ROWS = 64  # questions whose labels are read at once
 _KINDS: dict[str, Any] = {"float16": types.fp16, "float32": types.fp32, "int32": types.int32}
 _STATES = ("keys", "values")
+_MOST_TOLD = 300  # characters of what coremltools says
 _PIECES = {"model.mlmodel": "mlmodel", "weights/weight.bin": "weights.bin"}
 
 
@@ -181,7 +182,7 @@ class _Writer:
         ]
         program = Program()
         for record, one in zip(records, functions, strict=True):
-            program.add_function(record.function, _built(one, shared, state))
+            program.add_function(record.function, _built(one, shared, state, stem))
         program.default_function_name = records[0].function
         program.skip_all_passes = True  # what was proven is what is written
         program.export_as_multifunction = True
@@ -193,15 +194,20 @@ class _Writer:
         """The program's files, taken out of the folders that Xcode wants around them."""
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch, redirect_stderr(StringIO()):
             package = Path(scratch) / "program.mlpackage"
-            ct.convert(  # to that folder at once: a gigabyte need not be written twice
-                program,
-                source="milinternal",
-                convert_to="mlprogram",
-                minimum_deployment_target=ct.target.iOS18,
-                pass_pipeline=ct.PassPipeline.EMPTY,
-                skip_model_load=True,
-                package_dir=str(package),
-            )
+            try:  # to that folder at once: a gigabyte need not be written twice
+                ct.convert(
+                    program,
+                    source="milinternal",
+                    convert_to="mlprogram",
+                    minimum_deployment_target=ct.target.iOS18,
+                    pass_pipeline=ct.PassPipeline.EMPTY,
+                    skip_model_load=True,
+                    package_dir=str(package),
+                )
+            except OSError:
+                raise  # which says itself that there is no room
+            except Exception as error:  # of whatever class
+                raise _refused(stem, "the whole", error) from error
             made = []
             for piece, ending in _PIECES.items():
                 file = package / "Data" / "com.apple.CoreML" / piece
@@ -218,7 +224,14 @@ class _Writer:
         return made
 
 
-def _built(one: _Function, shared: Shared, state: tuple[int, ...] | None) -> Function:
+def _refused(stem: str, what: str, error: Exception) -> ExportError:
+    told = " ".join(str(error).split())[:_MOST_TOLD] or type(error).__name__
+    return ExportError(
+        f"the program {stem}: coremltools refuses {what} ({told}); leave the target coreml out"
+    )
+
+
+def _built(one: _Function, shared: Shared, state: tuple[int, ...] | None, stem: str) -> Function:
     given = {
         tensor.name: mb.placeholder(tuple(map(int, tensor.shape)), dtype=_KINDS[tensor.dtype])
         for tensor in one.inputs
@@ -226,7 +239,12 @@ def _built(one: _Function, shared: Shared, state: tuple[int, ...] | None) -> Fun
     if state is not None:
         given |= {n: mb.state_tensor_placeholder(state, dtype=types.fp16) for n in _STATES}
     with Function(given, opset_version=ct.target.iOS18) as function:
-        made = one.build(shared, dict(function.inputs))
+        try:
+            made = one.build(shared, dict(function.inputs))
+        except EdgeJudgeError:
+            raise
+        except Exception as error:  # what an operation's checks raise, of whatever class
+            raise _refused(stem, f"what is done with {shared.at}", error) from error
         named = [mb.identity(x=x, name=o.name) for x, o in zip(made, one.outputs, strict=True)]
         function.set_outputs(named)
     return function

@@ -46,6 +46,7 @@ class Shared:
     ) -> None:
         self.weights, self.plan, self.ledger, self.kind = weights, plan, ledger, kind
         self.tables = tables
+        self.at = "its beginning"  # the weight that was asked for last: where a fault is
         self._held: dict[str, NDArray[Any]] = {}
         self._rounded: set[str] = set()
         self._quantized: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
@@ -64,6 +65,7 @@ class Shared:
 
     def plain(self, name: str) -> NDArray[np.float32]:
         """A weight that is stored as floats."""
+        self.at = name
         value = self.weights(name)
         size = value.size * np.dtype(self.kind).itemsize
         if self.kind is np.float32:
@@ -78,6 +80,7 @@ class Shared:
 
     def levels(self, name: str, bits: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Signed levels [N, K up to whole blocks], or their places, and scales [N, blocks]."""
+        self.at = name
         if name not in self._quantized:
             parts = list(self.plan.quantized(self.weights, name))
             levels = np.concatenate([part.q.levels for part in parts])

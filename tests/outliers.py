@@ -1,7 +1,8 @@
-"""Outliers as large models have them, put into small checkpoints that compute the same as before.
+"""Outliers as large models have them, put into small checkpoints.
 
-Three kinds: channels that are always large, a residual stream turned so that a few channels carry
-most of it, and neurons that fire a thousand times too strongly on a few kinds of tokens.
+Three kinds compute the same as before: channels that are always large, a residual stream turned so
+that a few channels carry most of it, and neurons that fire a thousand times too strongly on a few
+kinds of tokens. One does not: residuals of ten thousand.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from edgejudge.export.stream import residual_stream
 from edgejudge.models.image import canary_image
 
 TEXTS = ("a knife", "beer", "a dog", "written text")
+HUGE = 1e4
 
 
 def pictures_of(opened: Checkpoint, count: int) -> list[CalibrationPicture]:
@@ -167,3 +169,27 @@ def _ask(opened: Checkpoint, observe: Callable[[str, torch.Tensor], None], count
         opened.spec, Exact(opened.weights), opened.tokens.image, torch.float64, observe
     )
     reference.ask(asked_of(opened, pictures_of(opened, count)), opened.labels.token_ids)
+
+
+def huge_residuals(opened: Checkpoint) -> Checkpoint:
+    """Ten thousand in one channel: in the decoder's residuals of the first token and of those that
+    end a turn, as large models have it, and in the tower's of some patches.
+    """
+    names = [name for name, _ in opened.family.weight_names(opened.spec)]
+    held = {name: np.array(opened.weights(name)) for name in names}
+    table = held[opened.family.EMBEDDINGS]
+    for token in (opened.prompt.head[0], opened.tokens.end_of_turn):
+        table[token, 5] = HUGE
+    tables = ("position_embedding", "pos_embed.")
+    positions = [name for name in names if any(table in name for table in tables)]
+    if positions:
+        held[positions[0]][..., [0, 7], 3] = HUGE
+    else:  # it has no positions: a neuron of the first layer that fires on patches like the first
+        (gate,) = (name for name in names if name.endswith("visual.blocks.0.mlp.gate_proj.weight"))
+        patch = _inputs(opened, [gate])[gate][0]
+        length = np.linalg.norm(patch)
+        held[gate][0], held[gate.replace("weight", "bias")][0] = 10 * patch / length, -9 * length
+        held[gate.replace("gate", "up")][0] = patch / length
+        held[gate.replace("gate", "down")][:, 0] = 0
+        held[gate.replace("gate", "down")][3, 0] = HUGE / length**2
+    return replace(opened, weights=tiny.Held(held))

@@ -45,10 +45,9 @@ from edgejudge.runtime import Engine
 from edgejudge.runtime.fleet import Fleet
 from edgejudge.runtime.placement import Device
 from families import FAMILIES
-from outliers import _inputs, pictures_of
+from outliers import HUGE, huge_residuals, pictures_of
 
 torch.set_num_threads(1)
-HUGE = 1e4
 ULP = 2.0**-11  # half the distance of two floats of 16 bits, of the lower one
 LEAST = 2.0**-13  # of a peak and of a root, as gpu_ops has it
 # On a label logit, of 4, of 16 bits in a tiny model. Measured: 2e-2.
@@ -164,30 +163,6 @@ class Unscaled(HalfOps):
 # --- a checkpoint with massive activations -------------------------------------------------------
 
 
-def massive(opened: Checkpoint) -> Checkpoint:
-    """Ten thousand in one channel: in the decoder's residuals of the first token and of those that
-    end a turn, as large models have it, and in the tower's of some patches.
-    """
-    names = [name for name, _ in opened.family.weight_names(opened.spec)]
-    held = {name: np.array(opened.weights(name)) for name in names}
-    table = held[opened.family.EMBEDDINGS]
-    for token in (opened.prompt.head[0], opened.tokens.end_of_turn):
-        table[token, 5] = HUGE
-    tables = ("position_embedding", "pos_embed.")
-    positions = [name for name in names if any(table in name for table in tables)]
-    if positions:
-        held[positions[0]][..., [0, 7], 3] = HUGE
-    else:  # it has no positions: a neuron of the first layer that fires on patches like the first
-        (gate,) = (name for name in names if name.endswith("visual.blocks.0.mlp.gate_proj.weight"))
-        patch = _inputs(opened, [gate])[gate][0]
-        length = np.linalg.norm(patch)
-        held[gate][0], held[gate.replace("weight", "bias")][0] = 10 * patch / length, -9 * length
-        held[gate.replace("gate", "up")][0] = patch / length
-        held[gate.replace("gate", "down")][:, 0] = 0
-        held[gate.replace("gate", "down")][3, 0] = HUGE / length**2
-    return replace(opened, weights=tiny.Held(held))
-
-
 @dataclass(frozen=True)
 class Case:
     opened: Checkpoint
@@ -199,7 +174,9 @@ class Case:
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     root = tmp_path_factory.mktemp("half")
-    opened = massive(open_checkpoint(FAMILIES[request.param].make_checkpoint(root / "checkpoint")))
+    opened = huge_residuals(
+        open_checkpoint(FAMILIES[request.param].make_checkpoint(root / "checkpoint"))
+    )
     plan = Plan(recipe_named("exact"), opened.family.group_of)
     bundle = export(opened, root / "bundle", plan, Cut(2), (), targets=("cpu", "gpu"))
     (asked,) = asked_of(opened, pictures_of(opened, 1))

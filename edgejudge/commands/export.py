@@ -291,8 +291,25 @@ def _report(args: argparse.Namespace, manifest: "Manifest", phases: dict[str, fl
                 f"flip (at most {found.flips_upper:.2%}) on the CPU provider, probabilities move "
                 f"by {found.probability_error_99} (99th percentile); {found.pictures} pictures"
             )
+        elif target.target == "coreml":
+            _report_programs(args.out, target.variant)
         else:
             print(f"{target.target} {target.variant}: not compared")
+
+
+def _report_programs(out: str, variant: str) -> None:
+    from edgejudge.bundle import Bundle
+    from edgejudge.coreml_report import report
+
+    found = [p for p in report(Bundle.open(out)).programs if p.variant == variant]
+    sizes = [program.weight_bytes / 2**20 for program in found]
+    functions = [function for program in found for function in program.functions]
+    print(
+        f"coreml {variant}: {len(found)} programs for {found[0].systems}, {sum(sizes):.1f} MiB of "
+        f"weights, {max(sizes):.1f} in the largest; of {sum(f.computing for f in functions)} "
+        f"operations {sum(f.leaving for f in functions)} are known to leave the Neural Engine and "
+        f"{sum(f.reported for f in functions)} more are reported to: `edgejudge coreml {out}`"
+    )
 
 
 def _report_decisions(pictures: str, found: "DecisionsRecord") -> None:
