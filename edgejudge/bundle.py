@@ -304,7 +304,8 @@ class Bundle:
         nothing but its operators.
         """
         # Imported here: a graph is parsed when its file is hashed, which a stamp mostly saves.
-        from edgejudge.onnx_files import check_model, check_program
+        from edgejudge.mil_file import check_program
+        from edgejudge.onnx_files import check_model
 
         if not path.stat().st_size:  # which cannot be mapped
             raise BundleError(f"{path}: is empty; export the bundle again")

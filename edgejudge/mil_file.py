@@ -2,19 +2,29 @@
 
 Takes the bytes of a `.mlmodel`; gives its functions: inputs, outputs, states and operations with
 the types and shapes of what they read and write. Weights lie in another file, of which places and
-sizes are told. The numbers of fields are those of Model.proto, FeatureTypes.proto and MIL.proto.
-Knows no bundle.
+sizes are told. Refuses a model that is something else beside a program, points into files that are
+not its own or may never end. The numbers of fields are those of Model.proto, FeatureTypes.proto and
+MIL.proto. Imports nothing of ours but the errors, wire and printable.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 
 from edgejudge.errors import BundleError
 from edgejudge.printable import brief
 from edgejudge.wire import fields, numbers
 
-__all__ = ["CONSTANT", "Function", "Operation", "Program", "Value", "read_program"]
+__all__ = [
+    "CONSTANT",
+    "Function",
+    "Operation",
+    "Program",
+    "Value",
+    "check_program",
+    "read_program",
+]
 
 CONSTANT = "const"
 _TYPES = {  # of MIL: name and bits of a value
@@ -49,6 +59,12 @@ _ARRAYS = {  # of a model's description
 _BITS = dict(_TYPES.values())
 _WHAT = ("input", "output", "state")
 _MOST_NESTED = 64
+_MODEL_PATH = b"@model_path"
+_OWN_WEIGHTS = b"@model_path/weights/weight.bin"
+_PROGRAM = 502  # one of the fields from here on, each of which makes a model of another kind
+_KINDS_FROM = 200
+# Why an operation is not wanted: what a bundle computes ends, and is all in it.
+_REFUSED = {"while_loop": "a loop may never end", "custom_layer": "it calls code outside the model"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +115,24 @@ class Program:
     functions: tuple[Function, ...]
 
 
-def read_program(data: bytes, name: str) -> Program:
+def check_program(data: mmap | bytes, name: str) -> None:
+    """Raises BundleError, which calls the file `name`, for bytes that are no MIL program, and for
+    one that points into another file than its own weights, or asks for what is refused.
+    """
+    place = data.find(_MODEL_PATH)
+    while place >= 0:
+        if data[place : place + len(_OWN_WEIGHTS)] != _OWN_WEIGHTS:
+            raise BundleError(f"{name}: points into a file that is not its weights; do not use it")
+        place = data.find(_MODEL_PATH, place + 1)
+    for function in read_program(data, name).functions:
+        for operation in function.operations:
+            if why := _REFUSED.get(operation.type):
+                raise BundleError(
+                    f"{name}: has the operation {operation.type}: {why}; do not use this bundle"
+                )
+
+
+def read_program(data: mmap | bytes, name: str) -> Program:
     """Raises BundleError, which calls the file `name`, for bytes that are no MIL program."""
     try:
         return _program(_Message(memoryview(data)))
@@ -117,6 +150,11 @@ class _Message:
         self._found: dict[int, list[int | memoryview]] = {}
         for number, value in fields(data):
             self._found.setdefault(number, []).append(value)
+
+    @property
+    def kinds(self) -> set[int]:
+        """Of a model, fields that say what it is."""
+        return {field for field in self._found if field >= _KINDS_FROM}
 
     def number(self, field: int) -> int:
         value = self._only(field)
@@ -176,7 +214,9 @@ _EMPTY = _Message(memoryview(b""))
 
 
 def _program(model: _Message) -> Program:
-    described, program = model.one(2), model.one(502)
+    described, program = model.one(2), model.one(_PROGRAM)
+    if other := model.kinds - {_PROGRAM}:
+        raise ValueError(f"it is a model of another kind, by field {min(other)}")
     if described is None or program is None:
         raise ValueError("it has no program or no description of one")
     functions, descriptions = program.entries(2), {d.text(1): d for d in described.many(20)}

@@ -6,13 +6,12 @@ that can lead there and skips the rest. Imports nothing of ours but the errors, 
 """
 
 from collections.abc import Collection, Iterator
-from mmap import mmap
 
 from edgejudge.errors import BundleError
 from edgejudge.printable import brief
 from edgejudge.wire import fields
 
-__all__ = ["check_model", "check_program", "external_locations"]
+__all__ = ["check_model", "external_locations"]
 
 # message -> field number -> message in that field; the numbers are those of onnx.proto
 _PATHS: dict[str, dict[int, str]] = {
@@ -30,8 +29,6 @@ _TEXTS: dict[str, dict[int, str]] = {
     "node": {4: "operator", 7: "domain"},
     "metadata": {1: "metadata"},
 }
-_MODEL_PATH = b"@model_path"
-_OWN_WEIGHTS = b"@model_path/weights/weight.bin"
 _MOST_NESTED = 64
 _MOST_TEXT = 4096  # bytes of a name
 # Of ONNX and of ONNX Runtime itself; those of any other come from a library.
@@ -49,17 +46,6 @@ _REFUSED = {
 _SETTINGS = "ort_config"
 
 _Fact = tuple[str, str]  # what it is, and its text
-
-
-def check_program(program: mmap | bytes, name: str) -> None:
-    """Raises BundleError, which calls the file `name`, for a Core ML program that points into
-    another file than its own weights.
-    """
-    place = program.find(_MODEL_PATH)
-    while place >= 0:
-        if program[place : place + len(_OWN_WEIGHTS)] != _OWN_WEIGHTS:
-            raise BundleError(f"{name}: points into a file that is not its weights; do not use it")
-        place = program.find(_MODEL_PATH, place + 1)
 
 
 def check_model(model: memoryview, name: str, files: Collection[str]) -> None:

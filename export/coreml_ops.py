@@ -117,6 +117,7 @@ class MilOps:
         self._shared, self._begin, self._bias = shared, begin, bias
         self._states, self._first = states, first
         self._tiled: Any = None
+        self._end: Any = None
         self.new: dict[str, Any] = {}  # rows of keys and values that were added, by name
 
     # --- constants ---
@@ -310,24 +311,31 @@ class MilOps:
         new = {f"new_key_{layer}": _by_head(k, kv_heads)}
         new[f"new_value_{layer}"] = _by_head(v, kv_heads)
         self.new |= new
+        place = self._place(layer - self._first, kv_heads, tokens, head_dim)
         keys, values = (
-            self._written(state, rows, layer - self._first)
+            self._written(state, rows, layer - self._first, place)
             for state, rows in zip(self._states, new.values(), strict=True)
         )
         scores = mb.add(x=mb.matmul(x=q, y=keys, transpose_y=True), y=self._mask(groups))
         y = mb.matmul(x=mb.softmax(x=scores, axis=-1), y=values)
         return _merged(mb.reshape(x=y, shape=[1, heads, tokens, head_dim]))
 
-    def _written(self, state: Any, new: Any, layer: int) -> Any:
-        """The layer's rows [1, kv_heads, C, H], the new ones among them."""
-        _, heads, tokens, width = (int(n) for n in new.shape)
+    def _place(self, layer: int, heads: int, tokens: int, width: int) -> tuple[Any, Any]:
+        """Where new rows begin and end, of keys and of values alike."""
+        if self._end is None:
+            self._end = mb.add(x=self._begin, y=np.int32(tokens))
         begin, end = (
             mb.concat(values=[np.array(before, np.int32), row, np.array([after], np.int32)], axis=0)
             for before, row, after in (
                 ([layer, 0], self._begin, 0),
-                ([layer + 1, heads], mb.add(x=self._begin, y=np.int32(tokens)), width),
+                ([layer + 1, heads], self._end, width),
             )
         )
+        return begin, end
+
+    def _written(self, state: Any, new: Any, layer: int, place: tuple[Any, Any]) -> Any:
+        """The layer's rows [1, kv_heads, C, H], the new ones among them."""
+        begin, end = place
         whole = mb.slice_update(x=mb.read_state(input=state), update=new, begin=begin, end=end)
         whole = mb.coreml_update_state(state=state, value=whole)
         sizes = [int(n) for n in whole.shape]

@@ -205,7 +205,7 @@ class Accelerator:
 
         def work() -> list[NDArray[Any]]:
             if isinstance(session, ProgramSession):
-                session.put(feeds)
+                session.begin(feeds)
             return session.run(ready)
 
         return self._safely(work)

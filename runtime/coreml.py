@@ -5,6 +5,7 @@ which operations Core ML means to run elsewhere. A program is compiled once and 
 keys and values of a part, is one for all of its functions. Runs where macOS does.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,17 +34,12 @@ _MOST_TOLD = 300  # characters of what Core ML says
 
 @dataclass(slots=True)
 class _Kept:
-    """A program's state, made by the function that needs it first. Whether it takes what is written
-    to it is looked at once: no documentation says in which types it does.
+    """A program's state. Whether it takes what is written to it is looked at once: no documentation
+    says in which types it does.
     """
 
     held: State | None = None
     tried: bool = False
-
-    def of(self, program: Program) -> State:
-        if self.held is None:
-            self.held = program.make_state()
-        return self.held
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,37 +53,44 @@ class _Function:
     kept: _Kept
 
     def run(self, _: None, taken: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        state = None if self.graph.kv is None else self.kept.of(self.program)
         try:
-            found = self.program.predict(dict(taken), state)
+            found = self.program.predict(dict(taken), self.kept.held)
         except Exception as error:  # coremltools raises whatever Core ML says
             raise ProviderError(_told(error)) from None
         if missing := [o.name for o in self.graph.outputs if o.name not in found]:
             raise ProviderError(f"it gave no {missing[0]}")
         return [np.asarray(found[output.name]) for output in self.graph.outputs]
 
-    def put(self, states: Mapping[str, NDArray[Any]]) -> None:
-        state = self.kept.of(self.program)
-        for name, value in states.items():
-            try:
-                state.write_state(name, value.astype(np.float32))
-                right = self.kept.tried or np.array_equal(state.read_state(name), value)
-            except Exception as error:  # as above
-                raise ProviderError(f"its state cannot be written ({_told(error)})") from None
-            if not right:
-                raise ProviderError("its state does not hold what was written to it")
-        self.kept.tried = True
+    def begin(self, states: Mapping[str, NDArray[Any]]) -> None:
+        """A new state, which is zeros, with these first rows."""
+        try:
+            state = self.kept.held = self.program.make_state()
+            right = [self._put(state, name, rows) for name, rows in states.items()]
+        except Exception as error:  # as above
+            raise ProviderError(f"its state cannot be written ({_told(error)})") from None
+        if not all(right):
+            raise ProviderError("its state does not hold what was written to it")
+        self.kept.tried = self.kept.tried or any(rows.shape[2] for rows in states.values())
+
+    def _put(self, state: State, name: str, rows: NDArray[Any]) -> bool:
+        """Whether it is there, as far as that is looked at."""
+        count, kv = rows.shape[2], self.graph.kv
+        if not count or kv is None:
+            return True
+        whole = np.pad(rows, ((0, 0), (0, 0), (0, kv.length_buckets[0] - count), (0, 0)))
+        state.write_state(name, whole.astype(np.float32))
+        return self.kept.tried or np.array_equal(state.read_state(name), whole)
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramSession(Session):
     """A function of a program."""
 
-    def put(self, feeds: Mapping[str, NDArray[Any]]) -> None:
-        """Writes those of the feeds that are states. Raises ProviderError."""
+    def begin(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Begins a state anew where the feeds have rows of it. Raises ProviderError."""
         states = {name: feeds[name] for name in STATES if name in feeds}
         if states:
-            self._inner.put(states)
+            self._inner.begin(states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,8 @@ class Programs:
                 f"{graph.file}: Core ML cannot compile it ({_told(error)}); place this stage on "
                 "the CPU"
             ) from None
+        finally:
+            shutil.rmtree(package)
 
     def _elsewhere(self, compiled: Path, graph: GraphRecord, strict: bool) -> tuple[Elsewhere, ...]:
         """By Core ML's own plan, which says where an operation shall run, and not that it does."""

@@ -1,8 +1,8 @@
 """A copy of keys and values that a program keeps itself, as its state.
 
 Takes the cache that all devices share; gives what the state lacks, which is nothing as long as the
-program computed every row itself. A state is written whole: what is written is rare, and large.
-Does not know programs.
+program computed every row itself. A state that lacks a row, or may hold what is no number, is begun
+anew: that is rare. Does not know programs.
 """
 
 import weakref
@@ -25,24 +25,24 @@ STATES = ("keys", "values")  # each [layers, kv_heads, rows, head_dim], of a par
 class StateReplica(Replica):
     """The first `valid` rows of the state are those of the cache that was brought last."""
 
-    _spoiled: bool = False
-    _states: dict[str, NDArray[Any]] = field(default_factory=dict)  # to be written
+    _spoiled: bool = True  # nobody knows what was done with it before
+    _rows: dict[str, NDArray[Any]] = field(default_factory=dict)  # of a state that is begun anew
 
     def bring(self, cache: KvCache, rows: int, capacity: int) -> int:
         if self._of is None or self._of() is not cache:
             self._of, self.valid = weakref.ref(cache), 0
         self.capacity, self.valid = capacity, min(self.valid, rows)
-        missing, self._states = rows - self.valid, {}
+        missing, self._rows = rows - self.valid, {}
         if missing or self._spoiled:
             with self.moved.more(rows, self.row_bytes):
                 for name, shared in zip(STATES, (cache.keys, cache.values), strict=True):
-                    self._states[name] = self._whole(shared, rows)
+                    self._rows[name] = self._first(shared, rows)
         self.valid, self._spoiled = rows, False
         return missing
 
     def feeds(self) -> dict[str, NDArray[Any]]:
-        """States to be written before the program runs, by name."""
-        found, self._states = self._states, {}
+        """The first rows of states that begin anew before the program runs, by name."""
+        found, self._rows = self._rows, {}
         return found
 
     def give(
@@ -56,9 +56,7 @@ class StateReplica(Replica):
         # What was written behind those rows may be no number, which no mask hides.
         self.valid, self._spoiled = 0, True
 
-    def _whole(self, shared: list[NDArray[Any]], rows: int) -> NDArray[Any]:
-        kv, layers = self.kv, range(self.part.first_layer, self.part.last_layer + 1)
-        found = np.zeros((len(layers), kv.kv_heads, self.capacity, kv.head_dim), kv.dtype)
-        for index, layer in enumerate(layers):
-            found[index, :, :rows] = shared[layer][0, :, :rows]
-        return found
+    def _first(self, shared: list[NDArray[Any]], rows: int) -> NDArray[Any]:
+        """[layers, kv_heads, rows, head_dim]"""
+        layers = shared[self.part.first_layer : self.part.last_layer + 1]
+        return np.concatenate([layer[:, :, :rows] for layer in layers]).astype(self.kv.dtype)

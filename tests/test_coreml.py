@@ -231,7 +231,7 @@ def test_rows_of_one_scale_are_weights_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_program_that_points_elsewhere_is_refused(one: Case, tmp_path: Path) -> None:
-    from edgejudge.onnx_files import check_program
+    from edgejudge.mil_file import check_program
 
     (graph, *_) = [g for g in one.bundle.manifest.graphs if g.target == "coreml"]
     data = (one.bundle.path / graph.file).read_bytes()

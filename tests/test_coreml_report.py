@@ -138,12 +138,12 @@ def test_a_judge_is_told_what_leaves_the_engine(one: Bundle) -> None:
     token = _function(found, "decoder.0", "tokens1")
     assert _left(token) == {
         "blocks": 7,  # q, k, v, o and three of the layer's network
-        "integers": 6,  # of keys and of values: where to begin, where to end, and a sum
+        "integers": 3,  # where to begin, where to end, and a sum
         "state_width": 6,
         "state_write": 2,
         "moving_slice": 2,
     }
-    assert (token.leaving, token.reported) == (13, 8)
+    assert (token.leaving, token.reported) == (10, 8)
     assert _left(chunk) == _left(token) | {"long_update": 2}
     head = _function(found, "verdict_head", "tokens64")
     assert _left(head) == {"float32": head.computing} and head.leaving == head.computing

@@ -26,6 +26,7 @@ LEAVES = {
     "edgejudge.lazy",
     "edgejudge.manifest",
     "edgejudge.manifest_check",
+    "edgejudge.mil_file",
     "edgejudge.strict_json",
     "edgejudge.onnx_files",
     "edgejudge.printable",

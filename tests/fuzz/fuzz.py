@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "build" / "fuzz"
 _NAMES = (
     *("manifest", "policy_yaml", "policy_json", "onnx", "image", "calibration"),
-    *("tokenizer", "regions", "labels", "rubric", "checklist"),
+    *("tokenizer", "regions", "labels", "rubric", "checklist", "program"),
 )
 _LAST = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)")
 _FIND = re.compile(r"Test unit written to (\S+)")

@@ -19,8 +19,10 @@ from edgejudge.calibrating.label_file import read_labels
 from edgejudge.calibration import Calibration
 from edgejudge.errors import BundleError, EdgeJudgeError
 from edgejudge.images import Limits, decode
+from edgejudge.mil_file import check_program, read_program
 from edgejudge.models.fitting import check_fit
 from edgejudge.models.tokenizer_file import read_tokenizer
+from edgejudge.neural_engine import leaving
 from edgejudge.onnx_files import check_model
 from edgejudge.policy import Policy
 from edgejudge.regions import read_regions
@@ -78,6 +80,14 @@ def _onnx(data: bytes) -> None:
     check_model(memoryview(data), "graph.onnx", ("weights.f32.bin", "weights.q8.bin"))
 
 
+def _program(data: bytes) -> None:
+    check_program(data, "program.mlmodel")
+    for function in read_program(data, "program.mlmodel").functions:
+        for operation in function.operations:
+            for rule in leaving(operation):
+                assert rule.reason
+
+
 def _image(data: bytes) -> None:
     rgb = decode(data, _LIMITS).rgb
     assert rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size
@@ -96,6 +106,7 @@ TARGETS: Mapping[str, Target] = {
     "policy_yaml": _policy_yaml,
     "policy_json": _policy_json,
     "onnx": _onnx,
+    "program": _program,
     "image": _image,
     "calibration": _calibration,
     "tokenizer": _on_file(lambda file: read_tokenizer(file, 1 << 16, BundleError)),
