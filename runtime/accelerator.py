@@ -33,6 +33,8 @@ from edgejudge.runtime.worker import Worker
 __all__ = ["Accelerator", "DeviceFault", "Loaded", "NotTaken"]
 
 T = TypeVar("T")
+# Deadlines that loading a Core ML program may take: for the Neural Engine it is minutes, once.
+_LOADING = 10
 # Otherwise the CPU provider rounds activations where a graph says nothing of it, and adds products
 # of bytes in 16 bits on processors without VNNI.
 _EXACT = {"session.qdq_matmulnbits_accuracy_level": "0", "session.x64quantprecision": "1"}
@@ -214,7 +216,8 @@ class Accelerator:
         if found := self._sessions.get(graph.key):
             return found
         with trace.span("load", self.device.name):
-            session, loaded = self._safely(lambda: self._opened(graph))
+            deadlines = _LOADING if self.device.target == "coreml" else 1
+            session, loaded = self._safely(lambda: self._opened(graph), deadlines)
         self._sessions[graph.key], self.loaded[graph.key] = session, loaded
         return session
 
@@ -239,10 +242,10 @@ class Accelerator:
         stray = () if device.provider == CPU else elsewhere(inner, device.provider, path)
         return Session(graph, device.provider, inner), Loaded(graph, stray, origin)
 
-    def _safely(self, work: Callable[[], T]) -> T:
+    def _safely(self, work: Callable[[], T], deadlines: int = 1) -> T:
         """On the device's own thread, with a deadline."""
         try:
-            return self._worker.call(work)
+            return self._worker.call(work, deadlines)
         except BundleError:
             raise
         except EdgeJudgeError as error:

@@ -29,6 +29,7 @@ class DeviceHung(ProviderError):
 @dataclass(slots=True)
 class _Job:
     fn: Callable[[], Any]
+    allowed_s: float
     done: threading.Event = field(default_factory=threading.Event)
     dropped: bool = False  # nobody waits for it any more
     value: Any = None
@@ -41,6 +42,7 @@ class _Line:
 
     jobs: SimpleQueue[_Job | None] = field(default_factory=SimpleQueue)  # None: that was all
     since: float | None = None  # when the running job began
+    allowed_s: float = 0.0  # how long that one may take
     abandoned: bool = False
 
 
@@ -73,13 +75,13 @@ class Worker:
         if self._line.since is not None:
             self._line.abandoned = True
 
-    def call(self, fn: Callable[[], T]) -> T:
-        """Safe from any thread. The deadline counts from when the device begins with `fn`: a call
-        that waits for another one's end is not late.
+    def call(self, fn: Callable[[], T], deadlines: int = 1) -> T:
+        """Safe from any thread. The deadline counts from when the device begins with `fn`, which
+        may take so many of them: a call that waits for another one's end is not late.
         """
         line = self._line
         assert threading.current_thread() is not self._thread, "a call within a call never ends"
-        job = _Job(fn)
+        job = _Job(fn, self._deadline_s * deadlines)
         with self._lock:
             self._start()
             line.jobs.put(job)
@@ -115,7 +117,7 @@ class Worker:
         since = self._line.since
         if since is None:
             return self._deadline_s
-        return since + self._deadline_s - time.monotonic()
+        return since + self._line.allowed_s - time.monotonic()
 
     def _overdue(self) -> bool:
         return self._left_s() <= 0
@@ -125,14 +127,15 @@ class Worker:
 
     def _hung(self) -> DeviceHung:
         return DeviceHung(
-            f"{self._name} has not answered within {self._deadline_s:g} s and is left alone; "
-            "place its stages on another device, or allow more seconds"
+            f"{self._name} has not answered within {self._line.allowed_s or self._deadline_s:g} s "
+            "and is left alone; place its stages on another device, or allow more seconds"
         )
 
 
 def _work(line: _Line) -> None:
     while (job := line.jobs.get()) is not None:
         if not job.dropped:
+            line.allowed_s = job.allowed_s
             line.since = time.monotonic()
             try:
                 job.value = job.fn()

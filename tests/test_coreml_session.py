@@ -32,6 +32,7 @@ from edgejudge.policy import load_policy
 from edgejudge.runtime import Engine, coreml_tools, devices
 from edgejudge.runtime.compiled import compiled_path
 from edgejudge.runtime.placement import read_places
+from edgejudge.runtime.worker import Worker
 from edgejudge.unit_costs import measure_costs
 from families import FAMILIES
 from real_devices import NANO, UNMEASURED
@@ -328,6 +329,21 @@ def test_programs_are_compiled_once(one: Case, core: ic.Interpreted, cache: Path
     assert (answers(engine_on(one.bundle, ALL), one) == first).all()
     assert len(core.compiled) == 2 + len(one.bundle.manifest.parts), "it alone, again"
     assert not list(cache.rglob(".partial-*"))
+
+
+def test_loading_may_take_ten_deadlines(
+    one: Case, core: ic.Interpreted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the Neural Engine a program is compiled for minutes, and kept."""
+    call, given = Worker.call, []
+
+    def watched(self: Worker, fn: Any, deadlines: int = 1) -> Any:
+        given.append(deadlines)
+        return call(self, fn, deadlines)
+
+    monkeypatch.setattr(Worker, "call", watched)
+    answers(engine_on(one.bundle, "vision=coreml"), one)
+    assert given[0] == 10 and set(given[1:]) == {1}
 
 
 def test_a_program_that_does_not_compile_is_passed_over(one: Case, core: ic.Interpreted) -> None:

@@ -87,6 +87,14 @@ def test_waiting_for_others_is_not_being_late() -> None:
     assert found == list(range(6)) and not worker.abandoned
 
 
+def test_a_call_may_be_given_several_deadlines() -> None:
+    """It alone: the next one has one again."""
+    worker = Worker("coreml:CPU_AND_NE", 0.1)
+    assert worker.call(lambda: time.sleep(0.4) or 7, deadlines=50) == 7
+    with pytest.raises(DeviceHung, match=r"has not answered within 0.1 s"):
+        worker.call(lambda: time.sleep(1))
+
+
 def test_a_hung_device_is_abandoned() -> None:
     worker = Worker("npu:QNNExecutionProvider", 0.2)
     release = threading.Event()
