@@ -173,11 +173,15 @@ def _trying(file: Path, again: bool) -> Iterator[str]:
 
 def _left_behind(file: Path) -> bool:
     try:
-        pid = json.loads(file.read_bytes())["pid"]
+        data = file.read_bytes()
+    except OSError:
+        return False
+    try:
+        pid = json.loads(data)["pid"]
         if sys.platform != "win32":  # where asking would end it
             os.kill(pid, 0)
             return False
-    except (FileNotFoundError, PermissionError):
+    except PermissionError:  # somebody else's, which is there
         return False
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return True  # nobody has that number any more, or what is there is no such file

@@ -415,8 +415,13 @@ def test_a_process_that_is_trying_now_ended_nothing(
     engine_on(one.bundle, "decoder=coreml")
     (kept,) = cache.rglob("canaries/**/decoder-*.json")
     kept.unlink()
-    kept.with_suffix(".chunk128.trying").write_text(json.dumps({"pid": os.getppid()}))
+    trying = kept.with_suffix(".chunk128.trying")
+    trying.write_text(json.dumps({"pid": os.getppid()}))
     assert not engine_on(one.bundle, "decoder=coreml").fleet.unused
+    for text in ("", "[]", '{"pid": "x"}', '{"pid": 99999999999999999999}'):
+        kept.unlink(missing_ok=True)
+        trying.write_text(text)
+        assert engine_on(one.bundle, "decoder=coreml").fleet.unused, text
 
 
 # --- where it is, and where not ------------------------------------------------------------------
