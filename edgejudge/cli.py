@@ -1,33 +1,17 @@
 """The `edgejudge` command: builds the parser, runs one subcommand, turns errors into exit codes.
 
 Knows no subcommand's work: each is a module of edgejudge.commands with `add_parser` and `run`.
-Those modules are light; whatever is heavy is imported when the subcommand runs.
+Those modules are light, and where a subcommand is named its module alone is imported; whatever is
+heavy is imported when the subcommand runs.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from edgejudge import __version__
-from edgejudge.commands import (
-    ask,
-    calibrate,
-    cascade,
-    check,
-    compare,
-    coreml,
-    devices,
-    evaluate,
-    export,
-    plan,
-    profile,
-    relevance,
-    risk,
-    screen,
-    tune,
-    watch,
-)
 from edgejudge.errors import EdgeJudgeError, FidelityError
 from edgejudge.printable import brief
 
@@ -37,11 +21,25 @@ _MOST_CHARS = 4000  # of an error
 EXIT_STOPPED = 2
 EXIT_REFUSED = 3  # an export whose verdicts differ too much
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
-_COMMANDS = (
-    *(screen, watch, ask, compare),
-    *(export, relevance, coreml, profile),
-    *(calibrate, evaluate, risk, cascade, tune, plan, devices, check),
-)
+# Modules of edgejudge.commands, and the subcommands of each, in the order of the help.
+_COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "screen": ("screen",),
+    "watch": ("watch",),
+    "ask": ("ask", "score", "checklist"),
+    "compare": ("compare", "rank"),
+    "export": ("export",),
+    "relevance": ("add-relevance",),
+    "coreml": ("coreml",),
+    "profile": ("profile",),
+    "calibrate": ("calibrate",),
+    "evaluate": ("eval",),
+    "risk": ("risk-curve",),
+    "cascade": ("stages",),
+    "tune": ("tune",),
+    "plan": ("plan",),
+    "devices": ("devices",),
+    "check": ("check",),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,13 +52,16 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
+    named = [module for module, names in _COMMANDS.items() if given[:1] and given[0] in names]
     parser = _Parser(
         prog="edgejudge", description="Screens pictures against a policy, on this device, offline."
     )
     parser.add_argument("--version", action="version", version=f"edgejudge {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     runners: dict[str, Callable[[argparse.Namespace], int]] = {}
-    for module in _COMMANDS:
+    for each in named or _COMMANDS:
+        module = import_module(f"edgejudge.commands.{each}")
         module.add_parser(subparsers)
         for name, subparser in subparsers.choices.items():
             if name not in runners:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 subparser.add_argument(
                     "--debug", action="store_true", help="show the traceback of an error"
                 )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(given)
     for stream in (sys.stdout, sys.stderr):
         # A file name may hold bytes that the terminal's encoding has no sign for.
         if reconfigure := getattr(stream, "reconfigure", None):

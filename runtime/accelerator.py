@@ -7,7 +7,7 @@ end; what becomes of the work is not decided here. Does not know other devices.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from edgejudge.errors import BundleError, EdgeJudgeError, ProviderError
 from edgejudge.models.spec import ModelSpec
 from edgejudge.runtime.assignment import Elsewhere, elsewhere
 from edgejudge.runtime.compiled import KEEPS, Origin, prepared
-from edgejudge.runtime.coreml import Programs, ProgramSession
 from edgejudge.runtime.decoding import PassFeeds
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.padded import NoGraph, run_padded, typed
@@ -29,6 +28,9 @@ from edgejudge.runtime.state_replica import StateReplica
 from edgejudge.runtime.trace import Trace
 from edgejudge.runtime.views import in_groups, static_groups
 from edgejudge.runtime.worker import Worker
+
+if TYPE_CHECKING:
+    from edgejudge.runtime.coreml import Programs
 
 __all__ = ["Accelerator", "DeviceFault", "Loaded", "NotTaken"]
 
@@ -73,7 +75,7 @@ class Accelerator:
     loaded: dict[str, Loaded] = field(default_factory=dict)  # by the key of a graph's record
     _sessions: dict[str, Session] = field(default_factory=dict)
     _replicas: dict[int, Replica] = field(default_factory=dict)
-    _programs: Programs | None = None  # of Core ML
+    _programs: "Programs | None" = None  # of Core ML
     _worker: Worker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -206,8 +208,7 @@ class Accelerator:
         ready = typed(graph, dict(feeds))
 
         def work() -> list[NDArray[Any]]:
-            if isinstance(session, ProgramSession):
-                session.begin(feeds)
+            session.begin(feeds)
             return session.run(ready)
 
         return self._safely(work)
@@ -225,6 +226,9 @@ class Accelerator:
         device, strict = self.device, self.strict
         if device.target == "coreml":
             if self._programs is None:
+                # Imported here: few have it.
+                from edgejudge.runtime.coreml import Programs
+
                 self._programs = Programs(self.bundle, device)
             opened = self._programs.open(graph, strict)
             return opened.session, Loaded(graph, opened.elsewhere, opened.origin)

@@ -21,8 +21,7 @@ import onnxruntime as ort
 from edgejudge.bundle import Bundle, GraphRecord, cache_folder, sha256_of_file
 from edgejudge.errors import EdgeJudgeError, ProviderError
 from edgejudge.runtime.assignment import NodesElsewhere
-from edgejudge.runtime.coreml_tools import UNITS
-from edgejudge.runtime.placement import Device
+from edgejudge.runtime.placement import UNITS, Device
 from edgejudge.runtime.provider import provider_options
 from edgejudge.runtime.settings import processor
 

@@ -19,9 +19,9 @@ from edgejudge.bundle import Bundle, GraphRecord
 from edgejudge.errors import ProviderError
 from edgejudge.runtime.assignment import Elsewhere, check_strict
 from edgejudge.runtime.compiled import Origin, made_once
-from edgejudge.runtime.coreml_tools import UNITS, Planned, Program, State, Tools, tools
+from edgejudge.runtime.coreml_tools import Planned, Program, State, Tools, tools
 from edgejudge.runtime.mlpackage import write_package
-from edgejudge.runtime.placement import Device
+from edgejudge.runtime.placement import UNITS, Device
 from edgejudge.runtime.session import Session
 from edgejudge.runtime.state_replica import STATES
 

@@ -9,23 +9,15 @@ import contextlib
 import importlib.util
 import io
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-__all__ = ["UNITS", "Planned", "Program", "State", "Tools", "absence", "tools"]
+__all__ = ["Planned", "Program", "State", "Tools", "absence", "tools"]
 
-# Compute units as Core ML calls them, with the device beside the processor that each adds; the
-# first is taken where none is named.
-UNITS: Mapping[str, str] = {
-    "CPU_AND_NE": "npu",
-    "CPU_AND_GPU": "gpu",
-    "ALL": "npu",
-    "CPU_ONLY": "cpu",
-}
 _LEAST_MACOS = 15  # the first with states, and with several functions in a program
 _KINDS = {
     "MLCPUComputeDevice": "cpu",

@@ -22,7 +22,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike
 
-from edgejudge.runtime.coreml_tools import UNITS, absence, tools
+from edgejudge.runtime.coreml_tools import absence, tools
+from edgejudge.runtime.placement import UNITS
 from edgejudge.runtime.provider import BUILT_IN, PLUGINS
 from edgejudge.runtime.session import CPU, first_line
 from edgejudge.runtime.settings import processor

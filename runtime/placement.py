@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING
 
 from edgejudge.bundle import Bundle
 from edgejudge.errors import BundleError, InputError, ProviderError
-from edgejudge.runtime.coreml_tools import UNITS
 
 if TYPE_CHECKING:
     from edgejudge.runtime.devices import Absent
     from edgejudge.runtime.devices import Device as Here
 
-__all__ = ["STAGES", "Device", "Place", "Wish", "read_places", "resolved"]
+__all__ = ["STAGES", "UNITS", "Device", "Place", "Wish", "read_places", "resolved"]
 
 STAGES = ("vision", "decoder", "writer")  # what can run elsewhere; heads are too small to
 Place = tuple[str, int | None]  # a stage and a part of it; None is all of them
+# Compute units as Core ML calls them, with the device beside the processor that each adds; the
+# first is taken where none is named.
+UNITS: Mapping[str, str] = {
+    "CPU_AND_NE": "npu",
+    "CPU_AND_GPU": "gpu",
+    "ALL": "npu",
+    "CPU_ONLY": "cpu",
+}
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "webgpu": "WebGpuExecutionProvider",

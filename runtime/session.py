@@ -46,6 +46,11 @@ class Session:
     provider: str
     _inner: Any
 
+    def begin(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Called before `run` with all that a pass has. What this session keeps itself, which is
+        nothing here, is made anew where the feeds have rows of it.
+        """
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the order of the graph record, which may take some of the feeds only."""
         taken = {}

@@ -1,7 +1,9 @@
 """The command line as such: usage, versions, and how errors reach the user."""
 
+import argparse
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,28 @@ def test_version_and_help() -> None:
     for command in ("screen", "export", "profile"):
         assert command in shown.stdout
         assert "--debug" in run(command, "--help").stdout
+
+
+def test_every_subcommand_is_listed_with_its_module() -> None:
+    """Since only the module of the one that is named is imported."""
+    for module, names in cli._COMMANDS.items():
+        subparsers = argparse.ArgumentParser().add_subparsers()
+        import_module(f"edgejudge.commands.{module}").add_parser(subparsers)
+        assert tuple(subparsers.choices) == names
+    folder = Path(cli.__file__).parent / "commands"
+    commands = {file.stem for file in folder.glob("*.py") if "def add_parser" in file.read_text()}
+    assert commands == set(cli._COMMANDS)
+
+
+def test_a_subcommand_that_is_named_is_imported_alone() -> None:
+    script = (
+        "import sys; from edgejudge.cli import main\n"
+        "try: main(['devices', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in sys.modules if name.startswith('edgejudge.commands.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "['edgejudge.commands.devices']"
 
 
 @pytest.mark.parametrize("arguments", [(), ("nothing",), ("screen",), ("screen", "x", "--nope")])

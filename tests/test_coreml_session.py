@@ -31,7 +31,7 @@ from edgejudge.export import Cut, export, seal
 from edgejudge.policy import load_policy
 from edgejudge.runtime import Engine, coreml_tools, devices
 from edgejudge.runtime.compiled import compiled_path
-from edgejudge.runtime.placement import read_places
+from edgejudge.runtime.placement import UNITS, read_places
 from edgejudge.runtime.worker import Worker
 from edgejudge.unit_costs import measure_costs
 from families import FAMILIES
@@ -42,7 +42,7 @@ REASON = coreml_tools.absence()[0]
 MAC = pytest.mark.skipif(bool(REASON), reason=f"{REASON}; on a Mac: make test-mac")
 HOWS = ["interpreted", pytest.param("mac", marks=[pytest.mark.mac, MAC])]
 ALL = "vision=coreml,decoder=coreml,writer=coreml"
-UNITS = "coreml:CPU_AND_NE"
+ENGINE = "coreml:CPU_AND_NE"
 PICTURES = sorted((NANO / "samples").glob("*.jpg"))
 
 
@@ -102,7 +102,7 @@ def test_an_engine_over_programs_gives_what_the_reference_gives(case: Case, how:
     found = answers(engine, case)
     assert np.abs(found - case.wanted).max() < BAND
     assert np.abs(found - answers(engine, case, packed=False)).max() < BAND / 3
-    assert ran(engine, "vision", "decoder") == {UNITS} and not engine.trace.marks
+    assert ran(engine, "vision", "decoder") == {ENGINE} and not engine.trace.marks
 
 
 def test_forks_are_fresh_prompts_and_cost_no_rows(one: Case, how: str) -> None:
@@ -127,7 +127,7 @@ def test_forks_are_fresh_prompts_and_cost_no_rows(one: Case, how: str) -> None:
 def test_parts_work_with_those_of_the_processor(one: Case, how: str, place: str) -> None:
     engine = engine_on(one.bundle, place)
     assert np.abs(answers(engine, one) - one.wanted).max() < BAND
-    assert ran(engine, "vision", "decoder") == {UNITS, "cpu"}
+    assert ran(engine, "vision", "decoder") == {ENGINE, "cpu"}
 
 
 def test_a_prefix_that_was_kept_is_written_into_the_state(one: Case, how: str) -> None:
@@ -141,7 +141,7 @@ def test_a_prefix_that_was_kept_is_written_into_the_state(one: Case, how: str) -
     engine.score(engine.prefill([70, 71] * 60), one.branches)  # something else lay there
     restored = engine.restore(rows, prefix.position)
     found = engine.score(restored, one.branches)
-    assert np.abs(found - wanted).max() < BAND and ran(engine) == {UNITS}
+    assert np.abs(found - wanted).max() < BAND and ran(engine) == {ENGINE}
     assert np.abs(engine.score(restored, one.branches) - found).max() < 1e-6
 
 
@@ -151,7 +151,7 @@ def test_text_is_written_a_token_at_a_time(one: Case, how: str) -> None:
     for token in WRITTEN:
         prefix, hidden = engine.step(token, prefix)
         found.append(engine.label_logits(hidden[None])[0])
-    assert ran(engine, "writer") == {UNITS}
+    assert ran(engine, "writer") == {ENGINE}
     assert np.abs(np.stack(found) - one.written).max() < BAND
 
 
@@ -170,17 +170,15 @@ def test_nano_decides_as_on_the_processor(nano: Path, how: str) -> None:
     assert len(PICTURES) == 6
     for picture in PICTURES:
         ours, theirs = (j.screen(picture, policy="stickers") for j in (judge, cpu))
-        assert ours.placement["decoder.0"] == ours.placement["vision"] == UNITS
+        assert ours.placement["decoder.0"] == ours.placement["vision"] == ENGINE
         assert [r.verdict for r in ours.rules] == [r.verdict for r in theirs.rules], picture
         for mine, other in zip(ours.rules, theirs.rules, strict=True):
             assert mine.probability == pytest.approx(other.probability, abs=5e-3)
 
 
-@pytest.mark.mac
-@MAC
-def test_every_compute_unit_of_this_mac_is_right(one: Case) -> None:
+def test_every_compute_unit_that_is_found_is_right(one: Case, how: str) -> None:
     found, _ = devices.survey()
-    units = [d.provider for d in found if d.provider in coreml_tools.UNITS]
+    units = [d.provider for d in found if d.provider in UNITS]
     assert "CPU_ONLY" in units
     for each in units:
         place = f"vision=coreml:{each.lower()},decoder=coreml:{each.lower()}"
@@ -204,7 +202,7 @@ def test_a_prompt_near_the_end_of_the_state_is_left_to_the_processor(
     wanted = cpu.score(cpu.prefill(long), one.branches)
     found = engine.score(engine.prefill(long), one.branches)
     assert np.abs(found - wanted).max() < BAND
-    assert ran(engine) == {UNITS, "cpu"}
+    assert ran(engine) == {ENGINE, "cpu"}
     assert [code for code, _ in engine.trace.marks] == ["device_passed_over"]
 
 
@@ -237,9 +235,9 @@ def test_a_state_that_loses_what_is_written_is_noticed(one: Case, core: ic.Inter
 def test_its_costs_are_measured(one: Case, core: ic.Interpreted) -> None:
     """With an empty state and with the last chunk that fits; what is behind it is not taken."""
     measured = measure_costs(one.bundle, "vision=coreml,decoder=coreml", 1)
-    (device,) = (d for d in measured.profile.devices if d.name == UNITS)
+    (device,) = (d for d in measured.profile.devices if d.name == ENGINE)
     assert (device.target, device.padded) == ("coreml", True)
-    own = [row for row in measured.profile.rows if row.device == UNITS]
+    own = [row for row in measured.profile.rows if row.device == ENGINE]
     assert {row.unit for row in own} == {"vision", "decoder.0", "decoder.1", "decoder.2"}
     shapes = {(row.tokens, row.past) for row in own if row.unit == "decoder.1"}
     assert shapes == {(1, 0), (1, 1920), (128, 0), (128, 1920)}
@@ -269,11 +267,11 @@ def test_the_processor_goes_on_where_a_program_gives_no_numbers(
     failing(core, at)
     assert np.abs(answers(engine, one) - one.wanted).max() < BAND
     assert {code for code, _ in engine.trace.marks} == {"device_failed"}
-    assert ran(engine) == {UNITS, "cpu"}
+    assert ran(engine) == {ENGINE, "cpu"}
     core.after = lambda found: found
     engine.trace = engine.new_trace()
     assert np.abs(answers(engine, one) - one.wanted).max() < BAND
-    assert ran(engine) == {UNITS}, "and it is asked again"
+    assert ran(engine) == {ENGINE}, "and it is asked again"
 
 
 def test_no_number_stays_in_a_state(one: Case, core: ic.Interpreted) -> None:
@@ -299,7 +297,7 @@ def test_no_number_stays_in_a_state(one: Case, core: ic.Interpreted) -> None:
     engine.fleet.revive()
     engine.trace = engine.new_trace()
     assert np.abs(answers(engine, one) - one.wanted).max() < BAND
-    assert ran(engine) == {UNITS}
+    assert ran(engine) == {ENGINE}
 
 
 def test_what_core_ml_says_is_one_sentence(one: Case, core: ic.Interpreted) -> None:
@@ -352,7 +350,7 @@ def test_a_program_that_does_not_compile_is_passed_over(one: Case, core: ic.Inte
 
     core.compile = refuse  # type: ignore[method-assign]
     engine = engine_on(one.bundle, "decoder=coreml")
-    assert "Core ML cannot compile it" in engine.fleet.unused[UNITS, "decoder"]
+    assert "Core ML cannot compile it" in engine.fleet.unused[ENGINE, "decoder"]
     assert np.abs(answers(engine, one) - one.wanted).max() < BAND
     with pytest.raises(ProviderError, match="leave it to the CPU, or drop --strict"):
         engine_on(one.bundle, "decoder=coreml", strict=True)
@@ -448,7 +446,7 @@ def test_the_places_of_core_ml_are_its_compute_units(one: Case, core: ic.Interpr
     with pytest.raises(ProviderError, match="no provider for the coreml target is here"):
         engine_on(one.bundle, "decoder=coreml:cpu_and_gpu")
     engine = engine_on(one.bundle, "decoder=coreml:cpu_only,vision=coreml")
-    assert {a.device.name for a in engine.fleet.accelerators} == {"coreml:CPU_ONLY", UNITS}
+    assert {a.device.name for a in engine.fleet.accelerators} == {"coreml:CPU_ONLY", ENGINE}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 
 from edgejudge.cli import main
 from edgejudge.runtime import devices
-from edgejudge.runtime.coreml_tools import UNITS
 from edgejudge.runtime.devices import KINDS, survey
+from edgejudge.runtime.placement import UNITS
 
 ALL = {
     "CPUExecutionProvider",

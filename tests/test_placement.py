@@ -17,8 +17,7 @@ from edgejudge.errors import BundleError, EdgeJudgeError, InputError, ProviderEr
 from edgejudge.export import Cut, export, seal
 from edgejudge.models.image import canary_image
 from edgejudge.runtime import devices
-from edgejudge.runtime.coreml_tools import UNITS
-from edgejudge.runtime.placement import STAGES, Device, Wish, read_places, resolved
+from edgejudge.runtime.placement import STAGES, UNITS, Device, Wish, read_places, resolved
 
 CPU = "CPUExecutionProvider"
 # Providers of the gpu and npu targets, each with what a machine without it is told.
