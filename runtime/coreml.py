@@ -124,7 +124,7 @@ class Programs:
                 f"{graph.file}: Core ML cannot open it on {units} ({_told(error)}); place this "
                 "stage on other compute units or on the CPU"
             ) from None
-        stray = self._elsewhere(compiled, graph, strict)
+        stray = self._elsewhere(compiled, graph)
         if strict:
             check_strict(stray, units, graph.file)
         kept = self._kept.setdefault(graph.file, _Kept())
@@ -144,21 +144,19 @@ class Programs:
         finally:
             shutil.rmtree(package)
 
-    def _elsewhere(self, compiled: Path, graph: GraphRecord, strict: bool) -> tuple[Elsewhere, ...]:
+    def _elsewhere(self, compiled: Path, graph: GraphRecord) -> tuple[Elsewhere, ...]:
         """By Core ML's own plan, which says where an operation shall run, and not that it does."""
-        units = self.device.provider
+        units, planned, why = self.device.provider, [], ""
         wanted = UNITS[units]
         if units in ("ALL", "CPU_ONLY"):
             return ()
         try:
             planned = list(self._tools.plan(compiled, units, graph.function))
         except Exception as error:  # as above
-            if not strict:  # it is information only
-                return ()
-            raise ProviderError(
-                f"{graph.file}: Core ML does not say where it would run ({_told(error)}); drop "
-                "--strict"
-            ) from None
+            why = f": {_told(error)}"
+        if not planned:
+            unknown = f"Core ML does not say where it would run{why}"
+            return (Elsewhere("program", graph.function, "no device that is known", unknown),)
         return tuple(
             Elsewhere(one.op, one.name, one.device, _reason(one, wanted))
             for one in planned

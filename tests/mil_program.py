@@ -258,7 +258,7 @@ _OPS: dict[str, Callable[..., Any]] = {
     "reduce_max": lambda x, axes, keep_dims: x.max(_ints(axes), keepdims=bool(keep_dims)),
     "softmax": _softmax,
     "gelu": _gelu,
-    "silu": lambda x: _wide(x) / (1 + np.exp(-_wide(x))),
+    "silu": lambda x: _wide(x) * 0.5 * (1 + np.tanh(_wide(x) / 2)),
     "reshape": lambda x, shape: x.reshape(_ints(shape)),
     "transpose": lambda x, perm: x.transpose(_ints(perm)),
     "concat": _concat,

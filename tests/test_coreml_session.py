@@ -11,6 +11,7 @@ import platform
 import signal
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +374,27 @@ def test_operations_that_are_meant_for_the_processor_are_told(
     with pytest.raises(ProviderError, match="would not run on CPU_AND_NE: slice_update"):
         engine_on(one.bundle, "decoder=coreml", strict=True)
     engine_on(one.bundle, "decoder=coreml:all", strict=True)
+
+
+@pytest.mark.parametrize("plan", [[], RuntimeError("MLComputePlan is not supported.")])
+def test_what_core_ml_does_not_plan_is_told(
+    one: Case, core: ic.Interpreted, monkeypatch: pytest.MonkeyPatch, plan: Any
+) -> None:
+    """And not taken for granted."""
+
+    def planned(compiled: Path, units: str, function: str) -> Any:
+        if isinstance(plan, Exception):
+            raise plan
+        return iter(plan)
+
+    monkeypatch.setattr(core, "plan", planned)
+    engine = engine_on(one.bundle, "vision=coreml")
+    (loaded,) = engine.fleet.accelerators[0].loaded.values()
+    ((op, node, where, reason),) = (astuple(stray) for stray in loaded.elsewhere)
+    assert (op, node, where) == ("program", "tokens1", "no device that is known")
+    assert reason.startswith("Core ML does not say where it would run")
+    with pytest.raises(ProviderError, match="would not run on CPU_AND_NE: program tokens1"):
+        engine_on(one.bundle, "vision=coreml", strict=True)
 
 
 ENDS = """
