@@ -71,6 +71,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     class Wrong:
         def __init__(self, graph: Any, inner: Any) -> None:
             self.graph, self.inner = graph, inner
+            self.begin = inner.begin
 
         def run(self, feeds: Any) -> Any:
             outputs, graph = self.inner.run(feeds), self.graph

@@ -92,7 +92,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
 
     class Faulty:
         def __init__(self, inner: Any) -> None:
-            self.inner = inner
+            self.inner, self.begin = inner, inner.begin
 
         def run(self, feeds: Any) -> Any:
             outputs = self.inner.run(feeds)
@@ -337,7 +337,7 @@ SCRIPT = """if True:
     opened = Accelerator._opened
     class Hangs:
         def __init__(self, inner):
-            self.inner = inner
+            self.inner, self.begin = inner, inner.begin
         def run(self, feeds):
             print("hangs", file=sys.stderr, flush=True)
             time.sleep(1e6)
