@@ -1,8 +1,9 @@
 """How far a bundle's Core ML programs are from the reference: `make coreml-canary`.
 
 Takes a bundle that was exported with --targets cpu,coreml; has the programs of each form read from
-their files, asks the bundle's canary, its tower and its decoder apart, and prints how far its label
-logits are and how far they may be. Every weight is read; a judge of two billion takes minutes.
+their files by an interpreter, asks the bundle's canary with its tower and its decoder apart, and
+prints how far its label logits are and how far they may be. Every weight is read; a judge of two
+billion takes minutes.
 """
 
 import sys
@@ -12,26 +13,39 @@ from pathlib import Path
 import pytest
 
 from edgejudge.bundle import Bundle
-from edgejudge.canaries import placed, tolerance_of
+from edgejudge.canaries import tolerance_of
+from edgejudge.goldens import canary_distance, step_distance
 from edgejudge.runtime import Engine
+from edgejudge.runtime.fleet import Fleet
+from edgejudge.runtime.placement import read_places, resolved
 from interpreted_coreml import pretend
+
+_LONG_S = 1e5
 
 
 def main(folder: str) -> int:
-    bundle = Bundle.open(folder)
+    bundle, wrong = Bundle.open(folder), 0
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=folder) as cache:
         patch.setenv("EDGEJUDGE_CACHE", cache)
         pretend(patch)
         engine = Engine.open(bundle)
-        fleet = placed(bundle, engine, "vision=coreml,decoder=coreml", deadline_s=1e5)
-    limits = {r.variant: tolerance_of(bundle, r) for r in bundle.manifest.targets}
-    for (_, stage), answers in fleet.answers.items():
-        for form, found in answers.items():
-            told = found
-            if isinstance(found, float):
-                told = f"label logits of the canary {found:.2g} off, allowed {limits[form]:.2g}"
-            print(f"{Path(folder).name} {form} {stage}: {told}")
-    return 1 if fleet.unused else 0
+        places = resolved(read_places("vision=coreml,decoder=coreml"), bundle)
+        fleet = engine.fleet = Fleet.of(bundle, places, engine.threads, _LONG_S)
+        (accelerator,) = fleet.accelerators
+        for record in (r for r in bundle.manifest.targets if r.target == "coreml"):
+            limit = tolerance_of(bundle, record)
+            for stage in fleet.stages_of(accelerator):
+                with fleet.only(stage, accelerator, record.variant):
+                    off = canary_distance(bundle, engine)
+                    if stage == "decoder":
+                        off = max(off, step_distance(bundle, engine))
+                wrong += not off <= limit
+                print(
+                    f"{Path(folder).name} {record.variant} {stage}: label logits of the canary "
+                    f"{off:.2g} off, allowed {limit:.2g}",
+                    flush=True,
+                )
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
