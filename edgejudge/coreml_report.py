@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from edgejudge.bundle import Bundle, GraphRecord, TensorRecord
 from edgejudge.errors import BundleError
+from edgejudge.manifest import STATES
 from edgejudge.mil_file import CONSTANT, Function, Program, Value, read_program
 from edgejudge.neural_engine import Rule, leaving
 from edgejudge.printable import brief
-from edgejudge.runtime.state_replica import STATES
 
 __all__ = [
     "NOTE",

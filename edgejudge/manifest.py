@@ -69,6 +69,9 @@ class TensorRecord:
     shape: tuple[str, ...]
 
 
+STATES = ("keys", "values")  # what a cache of the layout "state" is called in its program
+
+
 @dataclass(frozen=True, slots=True)
 class KvRecord:
     """How a decoder graph keeps keys and values.

@@ -84,9 +84,6 @@ class Value:
         """Known when a device loads the program."""
         return self.made_by == CONSTANT or self.made_by.startswith("constexpr_")
 
-    def __str__(self) -> str:
-        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
-
 
 @dataclass(frozen=True, slots=True)
 class Operation:

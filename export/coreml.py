@@ -27,6 +27,8 @@ from edgejudge.export.blocks import Plan
 from edgejudge.export.checkpoint import Checkpoint
 from edgejudge.export.coreml_ops import MilOps, Shared
 from edgejudge.export.ledger import Ledger
+from edgejudge.manifest import STATES
+from edgejudge.printable import one_line
 
 __all__ = ["MOST_BYTES", "write_programs"]
 
@@ -34,8 +36,6 @@ MOST_BYTES = 1 << 30  # of a program's weights, which is what phones take
 _CONTEXT = 2048  # rows of the cache
 _HEAD_ROWS = 64  # questions whose labels are read at once
 _KINDS: dict[str, Any] = {"float16": types.fp16, "float32": types.fp32, "int32": types.int32}
-_STATES = ("keys", "values")
-_MOST_TOLD = 300  # characters of what coremltools says
 _PIECES = {"model.mlmodel": "mlmodel", "weights/weight.bin": "weights.bin"}
 
 
@@ -225,9 +225,9 @@ class _Writer:
 
 
 def _refused(stem: str, what: str, error: Exception) -> ExportError:
-    told = " ".join(str(error).split())[:_MOST_TOLD] or type(error).__name__
     return ExportError(
-        f"the program {stem}: coremltools refuses {what} ({told}); leave the target coreml out"
+        f"the program {stem}: coremltools refuses {what} ({one_line(error)}); leave the target "
+        "coreml out"
     )
 
 
@@ -237,7 +237,7 @@ def _built(one: _Function, shared: Shared, state: tuple[int, ...] | None, stem: 
         for tensor in one.inputs
     }
     if state is not None:
-        given |= {n: mb.state_tensor_placeholder(state, dtype=types.fp16) for n in _STATES}
+        given |= {n: mb.state_tensor_placeholder(state, dtype=types.fp16) for n in STATES}
     with Function(given, opset_version=ct.target.iOS18) as function:
         try:
             made = one.build(shared, dict(function.inputs))

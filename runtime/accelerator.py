@@ -230,8 +230,7 @@ class Accelerator:
                 from edgejudge.runtime.coreml import Programs
 
                 self._programs = Programs(self.bundle, device)
-            opened = self._programs.open(graph, strict)
-            return opened.session, Loaded(graph, opened.elsewhere, opened.origin)
+            return self._programs.open(graph, strict)
 
         def load(path: Any, config: Mapping[str, str]) -> Any:
             more = {**_EXACT, **config}

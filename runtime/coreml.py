@@ -17,19 +17,20 @@ from numpy.typing import NDArray
 
 from edgejudge.bundle import Bundle, GraphRecord
 from edgejudge.errors import ProviderError
+from edgejudge.manifest import STATES
+from edgejudge.printable import one_line
+from edgejudge.runtime.accelerator import Loaded
 from edgejudge.runtime.assignment import Elsewhere, check_strict
-from edgejudge.runtime.compiled import Origin, made_once
+from edgejudge.runtime.compiled import made_once
 from edgejudge.runtime.coreml_tools import Planned, Program, State, Tools, tools
 from edgejudge.runtime.mlpackage import write_package
 from edgejudge.runtime.placement import UNITS, Device
 from edgejudge.runtime.session import Session
-from edgejudge.runtime.state_replica import STATES
 
-__all__ = ["Opened", "ProgramSession", "Programs"]
+__all__ = ["ProgramSession", "Programs"]
 
 _COMPILED = "program.mlmodelc"
 _PLACES = {"cpu": "the CPU", "gpu": "the GPU", "npu": "the Neural Engine"}
-_MOST_TOLD = 300  # characters of what Core ML says
 
 
 @dataclass(slots=True)
@@ -56,7 +57,7 @@ class _Function:
         try:
             found = self.program.predict(dict(taken), self.kept.held)
         except Exception as error:  # coremltools raises whatever Core ML says
-            raise ProviderError(_told(error)) from None
+            raise ProviderError(one_line(error)) from None
         if missing := [o.name for o in self.graph.outputs if o.name not in found]:
             raise ProviderError(f"it gave no {missing[0]}")
         return [np.asarray(found[output.name]) for output in self.graph.outputs]
@@ -67,7 +68,7 @@ class _Function:
             state = self.kept.held = self.program.make_state()
             right = [self._put(state, name, rows) for name, rows in states.items()]
         except Exception as error:  # as above
-            raise ProviderError(f"its state cannot be written ({_told(error)})") from None
+            raise ProviderError(f"its state cannot be written ({one_line(error)})") from None
         if not all(right):
             raise ProviderError("its state does not hold what was written to it")
         self.kept.tried = self.kept.tried or any(rows.shape[2] for rows in states.values())
@@ -93,13 +94,6 @@ class ProgramSession(Session):
             self._inner.begin(states)
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    session: ProgramSession
-    elsewhere: tuple[Elsewhere, ...]
-    origin: Origin
-
-
 @dataclass(slots=True)
 class Programs:
     """Those of one bundle on one device's compute units."""
@@ -109,7 +103,7 @@ class Programs:
     _tools: Tools = field(default_factory=lambda: tools())
     _kept: dict[str, _Kept] = field(default_factory=dict)
 
-    def open(self, graph: GraphRecord, strict: bool) -> Opened:
+    def open(self, graph: GraphRecord, strict: bool) -> tuple[ProgramSession, Loaded]:
         """Raises ProviderError where Core ML does not compile or open it; a `strict` one has every
         operation on the device that the compute units name.
         """
@@ -121,7 +115,7 @@ class Programs:
             program = self._tools.open(compiled, units, graph.function)
         except Exception as error:  # coremltools raises whatever Core ML says
             raise ProviderError(
-                f"{graph.file}: Core ML cannot open it on {units} ({_told(error)}); place this "
+                f"{graph.file}: Core ML cannot open it on {units} ({one_line(error)}); place this "
                 "stage on other compute units or on the CPU"
             ) from None
         stray = self._elsewhere(compiled, graph)
@@ -129,7 +123,7 @@ class Programs:
             check_strict(stray, units, graph.file)
         kept = self._kept.setdefault(graph.file, _Kept())
         session = ProgramSession(graph, units, _Function(graph, program, kept))
-        return Opened(session, stray, origin)
+        return session, Loaded(graph, stray, origin)
 
     def _compile(self, graph: GraphRecord, folder: Path) -> None:
         package = folder / "program.mlpackage"
@@ -138,7 +132,7 @@ class Programs:
             self._tools.compile(package, folder / _COMPILED)
         except Exception as error:  # as above
             raise ProviderError(
-                f"{graph.file}: Core ML cannot compile it ({_told(error)}); place this stage on "
+                f"{graph.file}: Core ML cannot compile it ({one_line(error)}); place this stage on "
                 "the CPU"
             ) from None
         finally:
@@ -153,7 +147,7 @@ class Programs:
         try:
             planned = list(self._tools.plan(compiled, units, graph.function))
         except Exception as error:  # as above
-            why = f": {_told(error)}"
+            why = f": {one_line(error)}"
         if not planned:
             unknown = f"Core ML does not say where it would run{why}"
             return (Elsewhere("program", graph.function, "no device that is known", unknown),)
@@ -167,7 +161,3 @@ class Programs:
 def _reason(one: Planned, wanted: str) -> str:
     can = "could run it, too" if wanted in one.supported else "does not take it"
     return f"Core ML means it for {_PLACES[one.device]}; {_PLACES[wanted]} {can}"
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split())[:_MOST_TOLD] or type(error).__name__

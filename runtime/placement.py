@@ -91,13 +91,15 @@ def read_places(text: str) -> dict[Place, tuple[Wish, ...]]:
 
 def _wish(item: str, text: str) -> Wish:
     target, colon, provider = text.partition(":")
-    known = [name for name in _PROVIDERS if (name in _USUAL["coreml"]) == (target == "coreml")]
-    if target not in _USUAL or (colon and provider not in known):
+    units = _USUAL["coreml"]
+    others = [name for name in _PROVIDERS if name not in units]
+    if target not in _USUAL or (
+        colon and provider not in (units if target == "coreml" else others)
+    ):
         raise _unread(
             item,
-            f"targets are {', '.join(_USUAL)}; providers "
-            f"{', '.join(p for p in _PROVIDERS if p not in _USUAL['coreml'])}, and of coreml "
-            f"{', '.join(_USUAL['coreml'])}",
+            f"targets are {', '.join(_USUAL)}; providers {', '.join(others)}, and of coreml "
+            f"{', '.join(units)}",
         )
     return Wish(target, _PROVIDERS[provider] if colon else None)
 

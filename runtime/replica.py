@@ -63,8 +63,7 @@ class Replica:
 
     def bring(self, cache: KvCache, rows: int, capacity: int) -> int:
         """Makes its first `rows` rows those of the cache; gives how many were converted."""
-        if self._of is None or self._of() is not cache:
-            self._of, self.valid = weakref.ref(cache), 0
+        self._follow(cache)
         if capacity != self.capacity:
             self._resize(capacity)
         self.valid = begin = min(self.valid, rows)
@@ -77,6 +76,11 @@ class Replica:
                     )
         self.valid = rows
         return rows - begin
+
+    def _follow(self, cache: KvCache) -> None:
+        """Nothing of another cache's rows is valid in this one."""
+        if self._of is None or self._of() is not cache:
+            self._of, self.valid = weakref.ref(cache), 0
 
     def feeds(self) -> dict[str, NDArray[Any]]:
         """What the part's graphs take, by name."""

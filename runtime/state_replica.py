@@ -5,7 +5,6 @@ program computed every row itself. A state that lacks a row, or may hold what is
 anew: that is rare. Does not know programs.
 """
 
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgejudge.manifest import STATES
 from edgejudge.runtime.kv_cache import KvCache
 from edgejudge.runtime.replica import Replica
 
-__all__ = ["STATES", "StateReplica"]
-
-STATES = ("keys", "values")  # each [layers, kv_heads, rows, head_dim], of a part's layers
+__all__ = ["StateReplica"]
 
 
 @dataclass(slots=True)
@@ -29,8 +27,7 @@ class StateReplica(Replica):
     _rows: dict[str, NDArray[Any]] = field(default_factory=dict)  # of a state that is begun anew
 
     def bring(self, cache: KvCache, rows: int, capacity: int) -> int:
-        if self._of is None or self._of() is not cache:
-            self._of, self.valid = weakref.ref(cache), 0
+        self._follow(cache)
         self.capacity, self.valid = capacity, min(self.valid, rows)
         missing, self._rows = rows - self.valid, {}
         if missing or self._spoiled:

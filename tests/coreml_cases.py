@@ -4,6 +4,7 @@ Takes a family; gives a bundle in three parts, a picture and questions about it,
 reference over the same weights answers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from edgejudge.export import (
     prepared,
     seal,
 )
+from edgejudge.export.recipe import Recipe
 from edgejudge.models.image import canary_image, preprocess
 from edgejudge.policy import load_policy
 from families import FAMILIES
 from real_devices import UNMEASURED
 
-__all__ = ["BAND", "CONDITIONS", "ORDINARY", "WRITTEN", "Case", "made"]
+__all__ = ["BAND", "ORDINARY", "WRITTEN", "Case", "made"]
 
 # Of label logits that reach 4, computed in 16 bits.
 BAND = 6e-2
@@ -54,11 +56,17 @@ class Case:
     branches: list[list[int]]
 
 
-def made(family: str, root: Path) -> Case:
+def made(
+    family: str,
+    root: Path,
+    target: str = "coreml",
+    stored_by: Callable[[Recipe], Recipe] = Recipe.for_gpu,
+) -> Case:
+    """`stored_by` says how the target stores weights in a bundle of a recipe."""
     checkpoint = FAMILIES[family].make_checkpoint(root / "checkpoint")
     opened, plan = prepared(open_checkpoint(checkpoint), "small")
     policies = [load_policy("stickers").record()]
-    export(opened, root / "bundle", plan, Cut(3), policies, targets=("cpu", "coreml"))
+    export(opened, root / "bundle", plan, Cut(3), policies, targets=("cpu", target))
     seal(root / "bundle", UNMEASURED)
     bundle = Bundle.open(root / "bundle")
     write_packages(bundle, root / "packages")
@@ -66,7 +74,7 @@ def made(family: str, root: Path) -> Case:
     prompts, grid = opened.prompts, (seen.rows, seen.cols)
     ids, positions = prompts.prefix_ids(*grid), prompts.prefix_positions(*grid)
     branches = [prompts.branch_ids(text) for text in CONDITIONS]
-    stored = Stored(opened.weights, plan.for_target(plan.recipe.for_gpu()))
+    stored = Stored(opened.weights, plan.for_target(stored_by(plan.recipe)))
     reference = Reference(opened.spec, stored, opened.tokens.image)
     asked = Asked(branches, ids, seen.feeds, positions)
     (wanted,) = reference.ask([asked], opened.labels.token_ids)

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("coremltools", reason="the extra coreml is not installed")
 
-from coreml_cases import BAND, CONDITIONS, ORDINARY, Case, made
+from coreml_cases import BAND, ORDINARY, Case, made
 from coreml_judge import CoremlJudge
 from edgejudge.bundle import Bundle
 from edgejudge.cli import main
@@ -20,20 +20,16 @@ from edgejudge.coreml_packages import write_packages
 from edgejudge.coreml_report import report
 from edgejudge.errors import BundleError, ExportError
 from edgejudge.export import (
-    Asked,
     Cut,
     Exact,
     Plan,
     Reference,
-    Stored,
     asked_of,
     export,
     open_checkpoint,
-    prepared,
     recipe_named,
     yes_probability,
 )
-from edgejudge.models.image import canary_image, preprocess
 from families import FAMILIES
 from mil_program import Package
 from outliers import HUGE, huge_residuals, pictures_of
@@ -213,25 +209,11 @@ def test_rows_of_one_scale_are_weights_of_their_own(family: str, tmp_path: Path)
     """As their own record in the manifest says; nothing of a tower is known to leave the Neural
     Engine then, and of a decoder what has to do with its state alone.
     """
-    checkpoint = FAMILIES[family].make_checkpoint(tmp_path / "checkpoint")
-    opened, plan = prepared(open_checkpoint(checkpoint), "small")
-    export(opened, tmp_path / "out", plan, targets=("cpu", "coreml:rows"))
-    bundle = Bundle.open(tmp_path / "out", unsealed=True)
-    write_packages(bundle, tmp_path / "packages")
-    (record,) = bundle.manifest.targets
+    case = made(family, tmp_path, "coreml:rows", lambda recipe: recipe.for_npu(8))
+    (record,) = case.bundle.manifest.targets
     assert record.variant == "rows" and {q.bits for q in record.quantization} == {8, 16, 32}
-    image = preprocess(canary_image(70, 100), opened.image)
-    prompts, grid = opened.prompts, (image.rows, image.cols)
-    ids, positions = prompts.prefix_ids(*grid), prompts.prefix_positions(*grid)
-    branches = [prompts.branch_ids(text) for text in CONDITIONS]
-    stored = Stored(opened.weights, plan.for_target(plan.recipe.for_npu(8)))
-    reference = Reference(opened.spec, stored, opened.tokens.image)
-    wanted_of = Asked(branches, ids, image.feeds, positions)
-    (wanted,) = reference.ask([wanted_of], opened.labels.token_ids)
-    judge = CoremlJudge(bundle, tmp_path / "packages")
-    position = judge.prefill(ids, judge.encode(dict(image.feeds)), positions)
-    assert np.abs(judge.ask(branches, position, True) - wanted).max() < BAND
-    for program in report(bundle).programs:
+    assert np.abs(asked(case) - case.wanted).max() < BAND
+    for program in report(case.bundle).programs:
         told = {left.rule for f in program.functions for left in f.leaves}
         if ".vision." in program.file:
             assert not told

@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from edgejudge.errors import ExportError
 
 if TYPE_CHECKING:
     from edgejudge.bundle import DecisionsRecord, Manifest
+    from edgejudge.coreml_report import ProgramReport
     from edgejudge.fidelity import Progress
 
 __all__ = ["add_parser", "run"]
@@ -226,7 +227,8 @@ def _shown() -> Iterator[_Phases]:
 
 
 def _report(args: argparse.Namespace, manifest: "Manifest", phases: dict[str, float]) -> None:
-    from edgejudge.bundle import to_json
+    from edgejudge.bundle import Bundle, to_json
+    from edgejudge.coreml_report import report as report_of_programs
     from edgejudge.profiling import peak_rss_mib
 
     report = manifest.fidelity
@@ -284,6 +286,8 @@ def _report(args: argparse.Namespace, manifest: "Manifest", phases: dict[str, fl
         print("random weights: the bundle is for latency alone, its verdicts mean nothing")
     else:
         _report_decisions(report.picture_set, report.decisions)
+    has_programs = any(target.target == "coreml" for target in manifest.targets)
+    programs = report_of_programs(Bundle.open(args.out)).programs if has_programs else ()
     for target in manifest.targets:
         if found := target.decisions:
             print(
@@ -292,16 +296,13 @@ def _report(args: argparse.Namespace, manifest: "Manifest", phases: dict[str, fl
                 f"by {found.probability_error_99} (99th percentile); {found.pictures} pictures"
             )
         elif target.target == "coreml":
-            _report_programs(args.out, target.variant)
+            own = [program for program in programs if program.variant == target.variant]
+            _report_programs(args.out, target.variant, own)
         else:
             print(f"{target.target} {target.variant}: not compared")
 
 
-def _report_programs(out: str, variant: str) -> None:
-    from edgejudge.bundle import Bundle
-    from edgejudge.coreml_report import report
-
-    found = [p for p in report(Bundle.open(out)).programs if p.variant == variant]
+def _report_programs(out: str, variant: str, found: "Sequence[ProgramReport]") -> None:
     sizes = [program.weight_bytes / 2**20 for program in found]
     functions = [function for program in found for function in program.functions]
     print(
